@@ -1,0 +1,58 @@
+import { readFileSync } from 'node:fs';
+import { Command, CommanderError } from 'commander';
+import { OperatorError } from '../base/errors.js';
+import type { CliCommand, Environment } from './command.js';
+import { exportfsCommand } from './exportfs.js';
+import { resourceCommands } from './resource-commands.js';
+import { procCommand, stateCommands, statusCommand } from './status.js';
+
+const COMMANDS: readonly CliCommand[] = [
+  ...resourceCommands,
+  statusCommand,
+  ...stateCommands,
+  procCommand,
+  exportfsCommand,
+];
+
+const EXIT_CODES = `
+Exit codes: 0 done, 1 wrong usage, 5 timed out or too late, 10 invalid configuration, 11 refused in this state,
+16 no local disk, 17 no up-to-date data, 20 cannot run.
+
+First steps on each head: write /etc/drbd.d/data.res, then
+  drbdts create-md data
+  drbdts up data
+and on the head whose data counts
+  drbdts primary --force data`;
+
+/** Runs one command line; resolves to the exit code. Prints errors as sentences, never as stack traces. */
+export async function run(argv: readonly string[], environment: Environment): Promise<number> {
+  let exitCode = 0;
+  const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+    version: string;
+  };
+  const program = new Command('drbdts');
+  program
+    .description('Two ordinary machines as one NFS server that survives the death of either.')
+    .version(version)
+    .configureOutput({ writeOut: environment.out, writeErr: environment.err })
+    .exitOverride()
+    .showSuggestionAfterError()
+    .addHelpText('after', EXIT_CODES);
+  for (const command of COMMANDS)
+    command.register(program, environment, (code) => {
+      exitCode = code;
+    });
+  for (const command of program.commands)
+    command.exitOverride().configureOutput({ writeOut: environment.out, writeErr: environment.err });
+  try {
+    await program.parseAsync([...argv], { from: 'user' });
+    return exitCode;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 1;
+    if (error instanceof OperatorError) {
+      environment.err(`drbdts: ${error.message}\n`);
+      return error.exitCode;
+    }
+    throw error;
+  }
+}

@@ -1,0 +1,57 @@
+/** What `drbdts status --json` prints per resource; the daemon gathers it from the engines. Sizes in bytes. */
+export interface ResourceStatus {
+  readonly name: string;
+  readonly role: string;
+  readonly peerRole: string;
+  readonly nodeName: string;
+  readonly peerName: string;
+  /** DRBD 8.4's connection state word (`Connected`, `WFConnection`, `SyncSource` ...). */
+  readonly connectionState: string;
+  /** Why it is StandAlone or not connected, in a sentence; empty when there is nothing to say. */
+  readonly reason: string;
+  readonly peerAddress: string;
+  readonly suspended: boolean;
+  readonly writeOrdering: string;
+  readonly devices: readonly VolumeStatus[];
+}
+
+export interface VolumeStatus {
+  readonly volume: number;
+  readonly minor: number;
+  /** `/dev/drbd0`, or empty while the kernel has no device of it. */
+  readonly device: string;
+  readonly backingDisk: string;
+  readonly connectionState: string;
+  readonly diskState: string;
+  readonly peerDiskState: string;
+  readonly sizeBytes: number;
+  readonly outOfSyncBytes: number;
+  /** Only during a resync. */
+  readonly resync?: ResyncStatus;
+  readonly counters: VolumeCounters;
+  /** Current, bitmap, two history UUIDs: 16 upper-case hex digits each. */
+  readonly generationIdentifiers: readonly string[];
+  /** The seven flags of `get-gi`. */
+  readonly generationFlags: readonly number[];
+}
+
+export interface ResyncStatus {
+  readonly donePercent: number;
+  readonly leftBytes: number;
+  readonly totalBytes: number;
+  readonly speedBytesPerSecond: number;
+  readonly finishSeconds: number;
+}
+
+/** /proc/drbd's numbers: ns, nr, dw, dr in KiB; the rest are counts. */
+export interface VolumeCounters {
+  readonly sentKiB: number;
+  readonly receivedKiB: number;
+  readonly writtenKiB: number;
+  readonly readKiB: number;
+  readonly activityLogWrites: number;
+  readonly localPending: number;
+  readonly peerPending: number;
+  readonly unacknowledged: number;
+  readonly applicationPending: number;
+}
