@@ -53,7 +53,12 @@ export type FrameRule =
       /** Longer than this ends the connection with EMSGSIZE. */
       readonly hardCapBytes: number;
     }
-  | { readonly kind: 'record'; readonly maxRecordBytes: number; readonly maxFragments: number };
+  | { readonly kind: 'record'; readonly maxRecordBytes: number; readonly maxFragments: number }
+  /**
+   * Messages of the FUSE device (set by `mountFuse`, never by hand): the first 80 bytes of a WRITE (both its headers) or
+   * the whole of any other request are the header; a WRITE's data is the payload. A `send` is one whole reply.
+   */
+  | { readonly kind: 'fuse'; readonly maxPayloadBytes: number };
 
 /** Header plus inline bytes never exceed this. */
 export const MAX_INLINE_BYTES = 224;
@@ -176,6 +181,12 @@ export interface Ring extends Network {
   readonly backend: string;
   /** @throws Error with `errno` and a message that names path and cause */
   openFile(path: string, options: OpenFileOptions): BlockFile;
+  /**
+   * Mounts a FUSE filesystem on the existing folder `directory` and returns its device as a connection (frame rule
+   * `fuse`). Closing the connection unmounts (lazily, when something still uses it).
+   * @throws Error with `errno` and a message that names the folder
+   */
+  mountFuse(directory: string, options: { readonly subtype: string; readonly maxWriteBytes: number }): Connection;
   /** Stops everything; no handler is called afterwards. */
   close(): void;
 }

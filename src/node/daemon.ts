@@ -1,0 +1,398 @@
+/**
+ * The node daemon: one per head. Starts and stops the engines and the NFS server, gives the kernel its block devices,
+ * and answers the command line. It never touches a disk or the mounted tree itself: whatever could block on them is a
+ * process or a command with a time limit.
+ */
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import type { Logger } from 'pino';
+import { OperatorError } from '../base/errors.js';
+import { parseExports } from '../config/exports.js';
+import { attachLoop, attachNbd, type BlockDevice, detachDevice, kernelNbdUsable } from '../io/block-device.js';
+import { runCommand, spawnDetached } from '../io/command.js';
+import { deviceHolders } from '../io/device-use.js';
+import { callJsonLines, type JsonHandlers } from '../io/json-lines.js';
+import { daemonSocket, engineSocket, fuseDirectory, nbdSocket, type Paths } from '../io/paths.js';
+import { loadResource, resourceNames } from './configuration.js';
+import type { EngineOptions } from './engine-options.js';
+import { NfsServer } from './nfs-supervisor.js';
+import type { ResourceStatus } from './status.js';
+
+const ENGINE_START_TIMEOUT_MS = 30_000;
+const ENGINE_CALL_TIMEOUT_MS = 30_000;
+/** Promotion may wait for the peer's answer and for the old Primary to be found dead. */
+const ROLE_TIMEOUT_MS = 90_000;
+const ENGINE_STOP_TIMEOUT_MS = 20_000;
+const POLL_MS = 25;
+
+interface EngineHandle {
+  readonly name: string;
+  readonly options: EngineOptions;
+  readonly pid: number;
+  /** How it ended, once it did. */
+  ended: string | undefined;
+}
+
+/** What survives a restart of the daemon, in the run directory (gone after a reboot, as the devices are). */
+interface SavedState {
+  readonly engines: Readonly<Record<string, { readonly pid: number; readonly options: EngineOptions }>>;
+  readonly devices: Readonly<Record<string, BlockDevice>>;
+}
+
+type Params = Readonly<Record<string, unknown>>;
+
+export class Daemon {
+  private readonly engines = new Map<string, EngineHandle>();
+  /** By `RESOURCE/VOLUME`. */
+  private readonly devices = new Map<string, BlockDevice>();
+  /** One change at a time per resource: commands wait for each other here. */
+  private readonly busy = new Map<string, Promise<unknown>>();
+  private readonly nfs: NfsServer;
+
+  constructor(
+    private readonly paths: Paths,
+    private readonly env: Readonly<Record<string, string | undefined>>,
+    private readonly log: Logger,
+    private readonly stop: () => void,
+  ) {
+    this.nfs = new NfsServer(paths, log);
+  }
+
+  readonly handlers: JsonHandlers = {
+    version: () => ({ pid: process.pid }),
+    up: (params) => this.forEach(params as Params, (name, p) => this.up(name, p)),
+    down: (params) => this.forEach(params as Params, (name) => this.down(name)),
+    primary: (params) => this.forEach(params as Params, (name, p) => this.primary(name, p)),
+    secondary: (params) => this.forEach(params as Params, (name) => this.secondary(name)),
+    connect: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'connect', p)),
+    disconnect: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'disconnect', p)),
+    attach: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'attach', p)),
+    detach: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'detach', p)),
+    invalidate: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'invalidate', p)),
+    'invalidate-remote': (params) =>
+      this.forEach(params as Params, (name, p) => this.forward(name, 'invalidate-remote', p)),
+    status: (params) => this.status((params as Params)['resource'] as string | undefined),
+    proc: () => this.proc(),
+    exportfs: (params) => this.exportfs(params as { action: string; path?: string }),
+    shutdown: () => this.shutdown(),
+  };
+
+  /** Takes over the engines and devices that an earlier daemon left running. */
+  async adopt(): Promise<void> {
+    const saved = this.readState();
+    for (const [name, { pid, options }] of Object.entries(saved.engines)) {
+      try {
+        await callJsonLines(engineSocket(this.paths, name), 'ping', {}, 2000);
+      } catch (error) {
+        this.log.warn({ resource: name, pid, err: error }, 'the engine of an earlier daemon is gone');
+        continue;
+      }
+      this.engines.set(name, { name, options, pid, ended: undefined });
+      this.log.info({ resource: name, pid }, 'adopted a running engine');
+    }
+    for (const [key, device] of Object.entries(saved.devices)) this.devices.set(key, device);
+    await this.nfs.adopt();
+  }
+
+  private statePath(): string {
+    return join(this.paths.runDirectory, 'daemon-state.json');
+  }
+
+  private readState(): SavedState {
+    if (!existsSync(this.statePath())) return { engines: {}, devices: {} };
+    return JSON.parse(readFileSync(this.statePath(), 'utf8')) as SavedState;
+  }
+
+  private saveState(): void {
+    const engines = Object.fromEntries(
+      [...this.engines.values()]
+        .filter((engine) => engine.ended === undefined)
+        .map((engine) => [engine.name, { pid: engine.pid, options: engine.options }]),
+    );
+    const state: SavedState = { engines, devices: Object.fromEntries(this.devices) };
+    writeFileSync(this.statePath(), JSON.stringify(state), { mode: 0o600 });
+  }
+
+  /** Runs `action` for the named resource, or for `all`; changes of one resource never overlap. */
+  private async forEach<T>(params: Params, action: (name: string, params: Params) => Promise<T>): Promise<T[]> {
+    const wanted = params['resource'];
+    if (typeof wanted !== 'string' || wanted === '') throw new OperatorError('no resource named', 1, 'usage');
+    const names =
+      wanted === 'all'
+        ? resourceNames(this.env, params['configFile'] as string | undefined, this.nodeName())
+        : [wanted];
+    const results: T[] = [];
+    for (const name of names) {
+      const previous = this.busy.get(name) ?? Promise.resolve();
+      const turn = previous.then(
+        () => action(name, params),
+        () => action(name, params),
+      );
+      this.busy.set(name, turn);
+      try {
+        results.push(await turn);
+      } finally {
+        if (this.busy.get(name) === turn) this.busy.delete(name);
+      }
+    }
+    return results;
+  }
+
+  private nodeName(): string {
+    return this.env['DRBDTS_NODE'] || this.env['__DRBD_NODE__'] || hostname();
+  }
+
+  private engine(name: string): EngineHandle {
+    const engine = this.engines.get(name);
+    if (!engine)
+      throw new OperatorError(`resource ${name} is not up on this head. Start it with: drbdts up ${name}`, 10, 'not-up');
+    if (engine.ended !== undefined)
+      throw new OperatorError(
+        `the engine of ${name} ended (${engine.ended}); see ${this.engineLog(name)}. Start it again with: drbdts up ${name}`,
+        20,
+        'engine-ended',
+      );
+    return engine;
+  }
+
+  private call<T>(name: string, method: string, params: Params = {}, timeoutMs = ENGINE_CALL_TIMEOUT_MS): Promise<T> {
+    this.engine(name);
+    return callJsonLines(engineSocket(this.paths, name), method, params, timeoutMs) as Promise<T>;
+  }
+
+  private forward(name: string, method: string, params: Params): Promise<unknown> {
+    return this.call(name, method, params, ROLE_TIMEOUT_MS);
+  }
+
+  private engineLog(name: string): string {
+    return join(this.paths.logDirectory, `engine-${name}.log`);
+  }
+
+  private async up(name: string, params: Params): Promise<unknown> {
+    const running = this.engines.get(name);
+    if (running && running.ended === undefined) {
+      // Already up: see to it that disk and connection are there too, as adjust would.
+      return this.call(name, 'adjust');
+    }
+    const { resource, warnings } = loadResource(this.env, params['configFile'] as string | undefined, name, this.nodeName());
+    for (const warning of warnings) this.log.warn({ resource: name }, warning);
+    await this.cleanUpAfter(name, resource.volumes.map((volume) => volume.number));
+    const options: EngineOptions = {
+      resource,
+      controlSocket: engineSocket(this.paths, name),
+      nbdSocket: nbdSocket(this.paths, name),
+      ...(typeof params['nbdListen'] === 'string' ? { nbdListen: params['nbdListen'] } : {}),
+    };
+    const logFile = this.engineLog(name);
+    const child = await spawnDetached(fileURLToPath(new URL('./engine-main.js', import.meta.url)), [name], {
+      logFile,
+      input: JSON.stringify(options),
+      // The engine's heap is small; the pool is outside of it. A young generation that is collected rarely keeps pauses off.
+      nodeOptions: ['--max-old-space-size=256', '--max-semi-space-size=8'],
+    });
+    const engine: EngineHandle = { name, options, pid: child.pid, ended: undefined };
+    void child.exited.then((how) => {
+      engine.ended = how;
+      this.log.error({ resource: name, pid: child.pid, how }, 'an engine ended');
+      this.saveState();
+    });
+    await this.waitForEngine(engine, logFile);
+    this.engines.set(name, engine);
+    this.saveState();
+    this.log.info({ resource: name, pid: child.pid }, 'engine started');
+    return { resource: name, done: true };
+  }
+
+  private async waitForEngine(engine: EngineHandle, logFile: string): Promise<void> {
+    for (const deadline = Date.now() + ENGINE_START_TIMEOUT_MS; Date.now() < deadline; ) {
+      if (existsSync(engine.options.controlSocket)) {
+        try {
+          await callJsonLines(engine.options.controlSocket, 'ping', {}, 2000);
+          return;
+        } catch (error) {
+          if ((error as OperatorError).reason !== 'unreachable') throw error;
+        }
+      }
+      if (engine.ended !== undefined) throw this.startFailure(engine.name, logFile, engine.ended);
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    }
+    process.kill(engine.pid, 'SIGKILL');
+    throw this.startFailure(engine.name, logFile, `no answer within ${ENGINE_START_TIMEOUT_MS / 1000} s`);
+  }
+
+  /** The engine writes why it refuses to start as its last line: {"fatal": sentence, "exitCode": n, "reason": word}. */
+  private startFailure(name: string, logFile: string, how: string): OperatorError {
+    const lines = readFileSync(logFile, 'utf8').trimEnd().split('\n');
+    const last = lines.at(-1) ?? '';
+    if (last.startsWith('{"fatal":')) {
+      const { fatal, exitCode, reason } = JSON.parse(last) as { fatal: string; exitCode: number; reason: string };
+      return new OperatorError(fatal, exitCode, reason);
+    }
+    return new OperatorError(
+      `the engine of ${name} did not start (${how}); ${logFile} ends:\n${lines.slice(-8).join('\n')}`,
+      20,
+      'engine-start-failed',
+    );
+  }
+
+  /** Removes what a killed engine left: loop devices over a dead FUSE file, the dead FUSE mount. */
+  private async cleanUpAfter(name: string, volumes: readonly number[]): Promise<void> {
+    for (const volume of volumes) {
+      const key = `${name}/${volume}`;
+      const device = this.devices.get(key);
+      if (device) {
+        const holders = deviceHolders(device.node);
+        if (holders.length > 0)
+          throw new OperatorError(
+            `${device.names[0] ?? device.node} of the engine that ended is still in use:\n  ${holders.join('\n  ')}\n` +
+              'Its I/O fails. Unmount it (umount -l if it hangs) and try again.',
+            11,
+            'in-use',
+          );
+        await detachDevice(device);
+        this.devices.delete(key);
+      }
+      const folder = fuseDirectory(this.paths, name, volume);
+      if (readFileSync('/proc/self/mountinfo', 'utf8').includes(` ${folder} `))
+        await runCommand(['umount', '-l', folder], { timeoutMs: 5000 });
+    }
+    this.saveState();
+  }
+
+  private async down(name: string): Promise<unknown> {
+    const engine = this.engines.get(name);
+    if (!engine || engine.ended !== undefined) {
+      if (engine) await this.cleanUpAfter(name, engine.options.resource.volumes.map((volume) => volume.number));
+      this.engines.delete(name);
+      this.saveState();
+      return { resource: name, done: engine !== undefined };
+    }
+    await this.releaseDevices(name);
+    await this.call(name, 'down', {}, ROLE_TIMEOUT_MS);
+    for (const deadline = Date.now() + ENGINE_STOP_TIMEOUT_MS; engine.ended === undefined && isRunning(engine.pid); ) {
+      if (Date.now() > deadline) {
+        this.log.error({ resource: name, pid: engine.pid }, 'the engine does not end; killing it');
+        process.kill(engine.pid, 'SIGKILL');
+        break;
+      }
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    }
+    this.engines.delete(name);
+    this.saveState();
+    if (this.engines.size === 0 && !this.nfs.isRunning) setImmediate(() => this.stop());
+    return { resource: name, done: true };
+  }
+
+  private async primary(name: string, params: Params): Promise<unknown> {
+    await this.call(name, 'primary', params, ROLE_TIMEOUT_MS);
+    try {
+      for (const volume of this.engine(name).options.resource.volumes) await this.attachDevice(name, volume.number);
+    } catch (error) {
+      this.log.error({ resource: name, err: error }, 'the kernel got no block device; going back to Secondary');
+      await this.secondary(name);
+      throw error;
+    }
+    return { resource: name, done: true };
+  }
+
+  private async secondary(name: string): Promise<unknown> {
+    await this.releaseDevices(name);
+    await this.call(name, 'secondary', {}, ROLE_TIMEOUT_MS);
+    return { resource: name, done: true };
+  }
+
+  private async attachDevice(name: string, volume: number): Promise<void> {
+    const key = `${name}/${volume}`;
+    if (this.devices.has(key)) return;
+    const { options } = this.engine(name);
+    const minor = options.resource.volumes.find((one) => one.number === volume)!.minor;
+    const names = [`/dev/drbd${minor}`, `/dev/drbd/by-res/${name}/${volume}`];
+    const device = (await kernelNbdUsable())
+      ? await attachNbd(options.nbdSocket, volume === 0 ? name : `${name}/${volume}`, names)
+      : await attachLoop(await this.showFile(name, volume), names);
+    this.devices.set(key, device);
+    this.saveState();
+    this.log.info({ resource: name, volume, ...device }, 'block device attached');
+  }
+
+  private showFile(name: string, volume: number): Promise<string> {
+    const directory = fuseDirectory(this.paths, name, volume);
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    return this.call<string>(name, 'show-file', { volume, directory });
+  }
+
+  private async releaseDevices(name: string): Promise<void> {
+    for (const volume of this.engine(name).options.resource.volumes) {
+      const key = `${name}/${volume.number}`;
+      const device = this.devices.get(key);
+      if (!device) continue;
+      await detachDevice(device);
+      if (device.kind === 'loop') await this.call(name, 'hide-file', { volume: volume.number });
+      this.devices.delete(key);
+      this.saveState();
+      this.log.info({ resource: name, volume: volume.number }, 'block device released');
+    }
+  }
+
+  private async status(resource: string | undefined): Promise<ResourceStatus[]> {
+    const names = resource && resource !== 'all' ? [resource] : [...this.engines.keys()];
+    const all: ResourceStatus[] = [];
+    for (const name of names) {
+      const status = await this.call<ResourceStatus>(name, 'status', {}, 5000);
+      all.push({
+        ...status,
+        devices: status.devices.map((volume) => ({
+          ...volume,
+          device: this.devices.get(`${name}/${volume.volume}`)?.names[0] ?? '',
+        })),
+      });
+    }
+    return all;
+  }
+
+  /** One text for all minors: the engines' blocks behind one header. */
+  private async proc(): Promise<string> {
+    const blocks: string[] = [];
+    for (const name of this.engines.keys()) blocks.push(await this.call<string>(name, 'proc', {}, 5000));
+    const header = 'version: 8.4.11-1 (api:1/proto:86-101)\nsrcversion: drbdts\n';
+    return header + blocks.join('');
+  }
+
+  private async exportfs(params: { action: string; path?: string }): Promise<unknown> {
+    const file = this.paths.exportsFile;
+    const texts = existsSync(file) ? [{ path: file, text: readFileSync(file, 'utf8') }] : [];
+    const folder = `${file}.d`;
+    if (existsSync(folder))
+      for (const name of readdirSync(folder).sort())
+        if (name.endsWith('.exports') && !name.startsWith('.'))
+          texts.push({ path: join(folder, name), text: readFileSync(join(folder, name), 'utf8') });
+    const { table, warnings } = parseExports(texts);
+    for (const warning of warnings) this.log.warn(`${warning.file}:${warning.line}: ${warning.message}`);
+    return this.nfs.exportfs(params.action, params.path, table, file);
+  }
+
+  private async shutdown(): Promise<unknown> {
+    await this.nfs.stop();
+    for (const name of [...this.engines.keys()]) await this.down(name);
+    setImmediate(() => this.stop());
+    return { done: true };
+  }
+
+  /** Removes this daemon's own socket and, when nothing is left to adopt, its state. */
+  leave(): void {
+    if (this.engines.size === 0) rmSync(this.statePath(), { force: true });
+    rmSync(daemonSocket(this.paths), { force: true });
+  }
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ESRCH') return false;
+    throw error;
+  }
+}
