@@ -188,7 +188,7 @@ function writeSector(view: DataView, offset: number, sector: number): void {
   view.setUint32(offset + 4, low);
 }
 
-/** High half of the `block_id` of any block packet (p_data, p_block_req, p_block_ack) whose payload starts at `offset`. */
+/** High half of the `block_id` of a block packet (p_data, p_block_req, p_block_ack), its payload at `offset`. */
 export function readBlockIdHigh(view: DataView, offset: number): number {
   return view.getUint32(offset + 8);
 }
@@ -446,7 +446,7 @@ export class BlockAck {
   sequence = 0;
 }
 
-/** Any packet with a p_block_ack: P_RECV_ACK .. P_NEG_RS_DREPLY, P_OV_RESULT, P_RS_IS_IN_SYNC, P_RS_CANCEL, P_RETRY_WRITE. */
+/** Any packet with a p_block_ack: P_RECV_ACK .. P_NEG_RS_DREPLY, P_OV_RESULT, P_RS_IS_IN_SYNC, P_RS_CANCEL, ... */
 export function encodeBlockAck(
   scratch: PacketScratch,
   command: number,
@@ -908,7 +908,7 @@ export function encodeAuth(scratch: PacketScratch, command: number, bytes: Uint8
   return HEADER100_BYTES + bytes.length;
 }
 
-/** Copies the digest behind a p_data or p_block_req sub-header (24 bytes) out of a packet. For comparisons off the hot path. */
+/** Copies the digest behind a p_data or p_block_req sub-header (24 bytes) out of a packet. Not for the hot path. */
 export function readDigest(view: DataView, offset: number, digestBytes: number): Uint8Array {
   assert(digestBytes > 0 && digestBytes <= DIGEST_BYTES_MAX, 'digest length was checked');
   return new Uint8Array(view.buffer, view.byteOffset + offset + 24, digestBytes).slice();

@@ -5,7 +5,8 @@ import type { FrameRule } from '../../io/ring.js';
  * The packets of DRBD 8.4 as data: command numbers, headers, flags, lengths, and the rules by which a door cuts the two
  * byte streams into packets. Everything is big-endian, except `block_id` and barrier numbers, which are opaque.
  *
- * drbdts announces protocol versions 100..101 (every drbd.ko 8.4 speaks 101), so past the features exchange every packet has the 16-byte header100.
+ * drbdts announces protocol versions 100..101 (every drbd.ko 8.4 speaks 101), so past the features exchange every packet
+ * has the 16-byte header100.
  *
  * @see DRBD 8.4 drbd_protocol.h (packet layouts), drbd_receiver.c drbd_cmd_handler and ack_receiver_tbl (dispatch)
  */
@@ -125,7 +126,7 @@ export const MAX_DISCARD_BYTES_OLD = 4 * 1024 * 1024;
 /** Fixed sub-headers: p_data, p_trim. */
 export const P_DATA_BYTES = 24;
 export const P_TRIM_BYTES = 28;
-/** Payload of a plain or compressed bitmap packet at most: one page less the header (§5.5 of the wire's description). */
+/** Payload of a plain or compressed bitmap packet at most: one page less the header. */
 export const BITMAP_CHUNK_BYTES = 4096 - HEADER100_BYTES;
 /** Algorithm names on the wire, NUL included. */
 export const ALGORITHM_NAME_BYTES = 64;
