@@ -47,6 +47,7 @@ test: tools build ## install what the tests need, build, run every test
 
 demo: demo-tools build ## two heads, a client, a killed head, and that nothing was lost
 	@$(ESBUILD) demo/demo.ts --outfile=build/demo.mjs
+	@$(ESBUILD) demo/writer.ts --outfile=build/demo-writer.mjs
 	@node build/demo.mjs
 
 bench: tools build ## figures side by side with other servers, in one run
