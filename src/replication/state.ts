@@ -591,8 +591,8 @@ function onePass(state: DeviceState, old: DeviceState, context: StateContext): D
 /**
  * Completes a wanted state with everything it implies. DRBD makes one pass over the implications; we repeat the pass
  * until nothing changes, which only matters where the last rows resume a paused resync with a disk that the clamps of
- * the unpaused state would not allow. (The rows cannot be applied to a fixed point one by one: in WFBitMapT the row that
- * lifts Outdated and the clamp that lowers UpToDate undo each other, by design, within one pass.)
+ * the unpaused state would not allow. (The rows cannot be applied to a fixed point one by one: in WFBitMapT the row
+ * that lifts Outdated and the clamp that lowers UpToDate undo each other, by design, within one pass.)
  * @param next the wanted state
  * @param old the state it replaces
  */
@@ -814,8 +814,8 @@ export interface JudgedChange {
 }
 
 /**
- * The whole of a change of state: apply, sanitize, judge. A soft change into a forbidden state passes when the old state
- * breaks the very same rule (one cannot ask a degraded device to be healthy before it may change anything).
+ * The whole of a change of state: apply, sanitize, judge. A soft change into a forbidden state passes when the old
+ * state breaks the very same rule (one cannot ask a degraded device to be healthy before it may change anything).
  * @see DRBD 8.4 drbd_state.c _drbd_set_state
  */
 export function judgeChange(

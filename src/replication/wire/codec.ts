@@ -34,8 +34,8 @@ import {
 } from './packets.js';
 
 /**
- * Bytes <-> values of DRBD packets. Encoders write one packet, header first, at offset 0 of a caller's PacketScratch and
- * return its length; what follows it on the wire (block data) is the caller's payload. Decoders read a payload at
+ * Bytes <-> values of DRBD packets. Encoders write one packet, header first, at offset 0 of a caller's PacketScratch
+ * and return its length; what follows it on the wire (block data) is the caller's payload. Decoders read a payload at
  * (view, offset) of `length` bytes, where `length` is the header's (fixed part + digest + data, wherever they lie), and
  * throw ProtocolError on anything a correct peer cannot send.
  *
@@ -304,7 +304,8 @@ export function encodeDataReply(
 }
 
 /**
- * Decodes p_data of P_DATA, P_DATA_REPLY or P_RS_DATA_REPLY. The digest lies at `offset + 24` (context.digestBytes long).
+ * Decodes p_data of P_DATA, P_DATA_REPLY or P_RS_DATA_REPLY. The digest lies at `offset + 24` (context.digestBytes
+ * long).
  * @param length the header's length: 24 + digest + data
  * @throws ProtocolError DRBDTS_DRBD_BAD_LENGTH, DRBDTS_DRBD_BAD_SIZE, DRBDTS_DRBD_BAD_SECTOR
  */

@@ -5,8 +5,8 @@ import type { FrameRule } from '../../io/ring.js';
  * The packets of DRBD 8.4 as data: command numbers, headers, flags, lengths, and the rules by which a door cuts the two
  * byte streams into packets. Everything is big-endian, except `block_id` and barrier numbers, which are opaque.
  *
- * drbdts announces protocol versions 100..101 (every drbd.ko 8.4 speaks 101), so past the features exchange every packet
- * has the 16-byte header100.
+ * drbdts announces protocol versions 100..101 (every drbd.ko 8.4 speaks 101), so past the features exchange every
+ * packet has the 16-byte header100.
  *
  * @see DRBD 8.4 drbd_protocol.h (packet layouts), drbd_receiver.c drbd_cmd_handler and ack_receiver_tbl (dispatch)
  */
@@ -306,8 +306,9 @@ const HEADER100_MAGIC_BYTES = [0x86, 0x20, 0xec, 0x20];
 const SMALL_PACKET_BYTES = 224 - HEADER100_BYTES;
 
 /**
- * How the data socket is cut into packets after the features exchange. Block data lands alone in its pool block: header,
- * p_data and digest of P_DATA and the two replies are inline. Bitmap packets come as payload, everything else inline.
+ * How the data socket is cut into packets after the features exchange. Block data lands alone in its pool block:
+ * header, p_data and digest of P_DATA and the two replies are inline. Bitmap packets come as payload, everything else
+ * inline.
  * @param digestBytes size of the data-integrity digest, 0 without; switch the rule when P_PROTOCOL(_UPDATE) changes it
  */
 export function dataFrameRule(agreedVersion: number, digestBytes: number): FrameRule {
@@ -334,7 +335,7 @@ export function dataFrameRule(agreedVersion: number, digestBytes: number): Frame
   };
 }
 
-/** How the meta socket is cut into packets after the features exchange: at most 24 bytes follow a header, all inline. */
+/** How the meta socket is cut into packets after the features exchange: at most 24 bytes follow a header, inline. */
 export function metaFrameRule(agreedVersion: number): FrameRule {
   assert(agreedVersion >= PROTOCOL_VERSION_MIN, `no frame rule for version ${agreedVersion}`);
   return {
