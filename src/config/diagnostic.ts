@@ -1,3 +1,5 @@
+import { OperatorError } from '../base/errors.js';
+
 /** Where something stands in a file an operator wrote. */
 export interface Position {
   /** The file as the operator would name it: the main path as given, an included one as its include statement spells it. */
@@ -39,14 +41,13 @@ export function formatDiagnostic(diagnostic: Diagnostic): string {
  * A configuration that cannot be used. `diagnostics` holds every error (and the warnings met on the way) in the order
  * in which they were found; a syntax error is always the last one. `exitCode` is 10 (invalid) or 20 (main file missing).
  */
-export class ConfigError extends Error {
-  override readonly name = 'ConfigError';
+export class ConfigError extends OperatorError {
   constructor(
     readonly diagnostics: readonly Diagnostic[],
-    readonly exitCode: 10 | 20 = 10,
+    exitCode: 10 | 20 = 10,
     message = diagnostics.map(formatDiagnostic).join('\n'),
   ) {
-    super(message);
+    super(message, exitCode, exitCode === 20 ? 'config-missing' : 'config-invalid');
   }
 }
 
