@@ -49,10 +49,16 @@ pub struct Facts {
     pub root_handle: Vec<u8>,
 }
 
+struct Running {
+    mount: Arc<Mount>,
+    threads: Vec<JoinHandle<()>>,
+}
+
 pub struct PosixFs {
     queue: Arc<Queue>,
     door: Arc<dyn Door>,
-    running: Mutex<Option<(Arc<Mount>, Vec<JoinHandle<()>>)>>,
+    /// None once withdrawn.
+    running: Mutex<Option<Running>>,
 }
 
 pub(crate) fn describe(errno: Errno) -> String {
@@ -110,7 +116,7 @@ impl PosixFs {
         let (mount, facts) = open_mount(path)?;
         let (mount, queue) = (Arc::new(mount), Arc::new(Queue::new(workers)));
         let threads = workers::start(&queue, &mount, &door, workers).map_err(|message| format!("{path}: {message}"))?;
-        Ok((PosixFs { queue, door, running: Mutex::new(Some((mount, threads))) }, facts))
+        Ok((PosixFs { queue, door, running: Mutex::new(Some(Running { mount, threads })) }, facts))
     }
 
     /// Queues operations: cookie and pool offset of the request block each. Never blocks for long. After `withdraw` each
@@ -134,8 +140,8 @@ impl PosixFs {
         let running = self.running.lock().expect("never poisoned: panics abort").take();
         let door = Arc::clone(&self.door);
         let close = move || {
-            if let Some((mount, threads)) = running {
-                end(mount, threads);
+            if let Some(running) = running {
+                running.end();
             }
             door.complete(cookie, 0, -1, 0);
         };
@@ -146,20 +152,24 @@ impl PosixFs {
     }
 }
 
-fn end(mount: Arc<Mount>, threads: Vec<JoinHandle<()>>) {
-    for thread in threads {
-        thread.join().expect("panics abort");
+impl Running {
+    /// Waits for the workers, then closes every descriptor.
+    fn end(self) {
+        for thread in self.threads {
+            thread.join().expect("panics abort");
+        }
+        let mount = Arc::into_inner(self.mount);
+        assert!(mount.is_some(), "the workers held the only other references to the filesystem");
+        drop(mount);
     }
-    let mount = Arc::into_inner(mount);
-    assert!(mount.is_some(), "the workers held the only other references to the filesystem");
-    drop(mount);
 }
 
 impl Drop for PosixFs {
     fn drop(&mut self) {
         self.queue.close();
-        if let Some((mount, threads)) = self.running.lock().expect("never poisoned: panics abort").take() {
-            end(mount, threads);
+        let running = self.running.lock().expect("never poisoned: panics abort").take();
+        if let Some(running) = running {
+            running.end();
         }
     }
 }

@@ -119,8 +119,13 @@ pub const OP_COMMIT: u32 = 21;
 pub const ATTRIBUTES_BYTES: usize = 96;
 pub const ENTRY_BYTES: usize = 32;
 
-/// A guarded SETATTR whose ctime differs: the kernel's own number for NFS3ERR_NOT_SYNC (include/linux/errno.h).
+/// What NFSv3 has a status for and Linux no errno for programs: the kernel's own numbers (linux/errno.h).
+/// A guarded SETATTR whose ctime differs.
 pub const ENOTSYNC: Errno = Errno(522);
+/// A readdir position the kernel never gave.
+pub const EBADCOOKIE: Errno = Errno(523);
+/// MKNOD of a type that MKNOD does not make.
+pub const EBADTYPE: Errno = Errno(527);
 
 const _: () = assert!(GROUPS + 4 * MAX_GROUPS <= BLOCK_BYTES);
 const _: () = assert!(HANDLE_A + 4 + 4 + MAX_HANDLE_BYTES <= HANDLE_B && HANDLE_B + 8 + MAX_HANDLE_BYTES <= NAME);

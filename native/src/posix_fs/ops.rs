@@ -715,7 +715,7 @@ impl Worker {
                 4 => (libc::S_IFCHR, true),
                 6 => (libc::S_IFSOCK, false),
                 7 => (libc::S_IFIFO, false),
-                _ => return Err(Errno(libc::EINVAL)),
+                _ => return Err(EBADTYPE),
             };
             if device && (major >= MAX_MAJOR || minor >= MAX_MINOR) {
                 return Err(Errno(libc::EINVAL));

@@ -1,7 +1,7 @@
 //! Directory listings. The kernel's d_off is the cookie: on ext4 it is a hash position that survives removals, restarts and
 //! the move to the other head.
 
-use super::layout::{encode_attributes, ATTRIBUTES_BYTES, ENTRY_BYTES};
+use super::layout::{encode_attributes, ATTRIBUTES_BYTES, EBADCOOKIE, ENTRY_BYTES};
 use super::sys::{self, Errno, Handle, Outcome};
 use std::ffi::CStr;
 use std::os::fd::RawFd;
@@ -36,12 +36,13 @@ pub struct Listed {
 }
 
 impl Listing<'_> {
-    /// Fills `out` with entries (layout.rs). EINVAL for a cookie the kernel never gave; EOVERFLOW when entries that share
+    /// Fills `out` with entries (layout.rs). EBADCOOKIE for a cookie the kernel never gave; EOVERFLOW when entries that share
     /// one position do not fit (the caller must come back with more room, NFS3ERR_TOOSMALL).
     pub fn fill(&mut self, out: &mut [u8]) -> Outcome<Listed> {
-        let position = i64::try_from(self.cookie).map_err(|_| Errno(libc::EINVAL))?;
+        let position = i64::try_from(self.cookie).map_err(|_| EBADCOOKIE)?;
         if position != 0 {
-            sys::seek(self.directory, position)?;
+            sys::seek(self.directory, position)
+                .map_err(|errno| if errno.0 == libc::EINVAL { EBADCOOKIE } else { errno })?;
         }
         let (mut entries, mut bytes) = (0, 0);
         // End of the last entry after which a listing may stop, and the cookie of the entry before the next.
