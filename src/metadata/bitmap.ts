@@ -223,6 +223,19 @@ export class Bitmap {
     return found < this.bitsNow ? found : -1;
   }
 
+  /**
+   * Marks what was hot when the Primary crashed: all blocks of the given 4 MiB activity log extents. Extents behind the
+   * end of the device are ignored (the device may have shrunk since). @returns bits that changed
+   */
+  markExtents(extents: Uint32Array): number {
+    let gained = 0;
+    for (const extent of extents) {
+      const first = extent * BITS_PER_AL_EXTENT;
+      if (first < this.bitsNow) gained += this.setBits(first, Math.min(first + BITS_PER_AL_EXTENT, this.bitsNow) - 1);
+    }
+    return gained;
+  }
+
   /** Marks the whole device; every page must be written. */
   setAll(): void {
     this.words.fill(0xffffffff);
