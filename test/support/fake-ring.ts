@@ -160,7 +160,7 @@ class FakeConnection implements Connection {
     for (const part of this.client.outgoing.splice(0)) part.take();
     this.queuedBytes = 0;
     this.client.isClosed = true;
-    this.ring.later(() => this.#handler!.closed(errno));
+    this.ring.later(() => this.#handler?.closed(errno));
   }
 
   #queue(bytes: Uint8Array): void {
@@ -362,6 +362,7 @@ export class FakeRing implements Ring {
   readonly disk: (() => void)[] = [];
   diskStopped = false;
   #events: (() => void)[] = [];
+  #nextEvent = 0;
   #accepted: ((connection: Connection) => void) | undefined;
 
   /** @param random 0 <= x < 1: which disk operation ends next; default: the oldest */
@@ -380,9 +381,14 @@ export class FakeRing implements Ring {
   settle(): void {
     for (;;) {
       const diskRuns = !this.diskStopped && this.disk.length > 0;
-      if (this.#events.length > 0 && !(diskRuns && this.random() > 0.5)) this.#events.shift()!();
+      if (this.#nextEvent < this.#events.length && !(diskRuns && this.random() > 0.5))
+        this.#events[this.#nextEvent++]!();
       else if (diskRuns) this.disk.splice(Math.floor(this.random() * this.disk.length), 1)[0]!();
-      else if (this.#events.length === 0) return;
+      else if (this.#nextEvent === this.#events.length) {
+        this.#events = [];
+        this.#nextEvent = 0;
+        return;
+      }
     }
   }
 
