@@ -7,6 +7,7 @@ mod completer;
 mod crc32c;
 mod external;
 mod framing;
+mod fuse_file;
 mod pool;
 mod posix_fs;
 mod process;

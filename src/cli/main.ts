@@ -1,10 +1,17 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { OperatorError } from '../base/errors.js';
+import { applyAlCommand } from './apply-al.js';
 import type { CliCommand, Environment } from './command.js';
+import { createMdCommand } from './create-md.js';
+import { dumpCommand } from './dump.js';
+import { dumpMdCommand } from './dump-md.js';
 import { exportfsCommand } from './exportfs.js';
+import { lintCommand } from './lint.js';
 import { resourceCommands } from './resource-commands.js';
+import { getGiCommand, showGiCommand } from './show-gi.js';
 import { procCommand, stateCommands, statusCommand } from './status.js';
+import { wipeMdCommand } from './wipe-md.js';
 
 const COMMANDS: readonly CliCommand[] = [
   ...resourceCommands,
@@ -12,6 +19,14 @@ const COMMANDS: readonly CliCommand[] = [
   ...stateCommands,
   procCommand,
   exportfsCommand,
+  createMdCommand,
+  dumpMdCommand,
+  showGiCommand,
+  getGiCommand,
+  applyAlCommand,
+  wipeMdCommand,
+  dumpCommand,
+  lintCommand,
 ];
 
 const EXIT_CODES = `
@@ -34,6 +49,7 @@ export async function run(argv: readonly string[], environment: Environment): Pr
   program
     .description('Two ordinary machines as one NFS server that survives the death of either.')
     .version(version)
+    .option('-c, --config-file <file>', 'configuration to read instead of /etc/drbd.conf')
     .configureOutput({ writeOut: environment.out, writeErr: environment.err })
     .exitOverride()
     .showSuggestionAfterError()

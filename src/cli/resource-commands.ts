@@ -94,8 +94,8 @@ function registerResourceCommand(
     .option('--json', 'print the answer as JSON');
   for (const [flags, description] of row.options ?? []) command.option(flags, description);
   command.addHelpText('after', `\nExamples:\n${row.examples.map((line) => `  ${line}`).join('\n')}`);
-  command.action(async (resources: string[], options: Record<string, unknown>) => {
-    const { configFile, json, ...rest } = options;
+  command.action(async (resources: string[]) => {
+    const { configFile, json, ...rest } = command.optsWithGlobals<Record<string, unknown>>();
     const answers: unknown[] = [];
     for (const resource of resources) {
       try {

@@ -4,7 +4,6 @@
  * process or a command with a time limit.
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Logger } from 'pino';
@@ -119,10 +118,7 @@ export class Daemon {
   private async forEach<T>(params: Params, action: (name: string, params: Params) => Promise<T>): Promise<T[]> {
     const wanted = params['resource'];
     if (typeof wanted !== 'string' || wanted === '') throw new OperatorError('no resource named', 1, 'usage');
-    const names =
-      wanted === 'all'
-        ? resourceNames(this.env, params['configFile'] as string | undefined, this.nodeName())
-        : [wanted];
+    const names = wanted === 'all' ? resourceNames(this.env, params['configFile'] as string | undefined) : [wanted];
     const results: T[] = [];
     for (const name of names) {
       const previous = this.busy.get(name) ?? Promise.resolve();
@@ -140,14 +136,14 @@ export class Daemon {
     return results;
   }
 
-  private nodeName(): string {
-    return this.env['DRBDTS_NODE'] || this.env['__DRBD_NODE__'] || hostname();
-  }
-
   private engine(name: string): EngineHandle {
     const engine = this.engines.get(name);
     if (!engine)
-      throw new OperatorError(`resource ${name} is not up on this head. Start it with: drbdts up ${name}`, 10, 'not-up');
+      throw new OperatorError(
+        `resource ${name} is not up on this head. Start it with: drbdts up ${name}`,
+        10,
+        'not-up',
+      );
     if (engine.ended !== undefined)
       throw new OperatorError(
         `the engine of ${name} ended (${engine.ended}); see ${this.engineLog(name)}. Start it again with: drbdts up ${name}`,
@@ -176,9 +172,12 @@ export class Daemon {
       // Already up: see to it that disk and connection are there too, as adjust would.
       return this.call(name, 'adjust');
     }
-    const { resource, warnings } = loadResource(this.env, params['configFile'] as string | undefined, name, this.nodeName());
+    const { resource, warnings } = loadResource(this.env, params['configFile'] as string | undefined, name);
     for (const warning of warnings) this.log.warn({ resource: name }, warning);
-    await this.cleanUpAfter(name, resource.volumes.map((volume) => volume.number));
+    await this.cleanUpAfter(
+      name,
+      resource.volumes.map((volume) => volume.number),
+    );
     const options: EngineOptions = {
       resource,
       controlSocket: engineSocket(this.paths, name),
@@ -264,7 +263,11 @@ export class Daemon {
   private async down(name: string): Promise<unknown> {
     const engine = this.engines.get(name);
     if (!engine || engine.ended !== undefined) {
-      if (engine) await this.cleanUpAfter(name, engine.options.resource.volumes.map((volume) => volume.number));
+      if (engine)
+        await this.cleanUpAfter(
+          name,
+          engine.options.resource.volumes.map((volume) => volume.number),
+        );
       this.engines.delete(name);
       this.saveState();
       return { resource: name, done: engine !== undefined };

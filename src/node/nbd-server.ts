@@ -47,7 +47,7 @@ import {
   NBD_FLAG_SEND_WRITE_ZEROES,
   PREFERRED_BLOCK_BYTES,
 } from '../nbd/constants.js';
-import { nbdErrorOf } from '../nbd/errno.js';
+import { NBD_EINVAL, nbdErrorOf } from '../nbd/errno.js';
 import type { ExportDescription } from '../nbd/options.js';
 import { RangeLock } from '../nbd/range-lock.js';
 import {
@@ -289,7 +289,10 @@ class NbdClient implements ConnectionHandler {
     const offsetHigh = header.getUint32(headerOffset + REQUEST_OFFSET);
     const offsetLow = header.getUint32(headerOffset + REQUEST_OFFSET + 4);
     const lengthBytes = header.getUint32(headerOffset + REQUEST_LENGTH);
-    const error = validateRequest(this.rules, command, commandFlags, offsetHigh, offsetLow, lengthBytes);
+    let error = validateRequest(this.rules, command, commandFlags, offsetHigh, offsetLow, lengthBytes);
+    // The sectors around an unaligned read must fit into one block, too.
+    if (error === 0 && command === NBD_CMD_READ && this.coverBytes(offsetLow, lengthBytes) > MAX_PAYLOAD_BYTES)
+      error = NBD_EINVAL;
     if (error !== 0) {
       if (payload !== NO_PAYLOAD) this.memory.release(payload);
       this.replyError(command, error, cookieHigh, cookieLow);
@@ -729,6 +732,12 @@ class NbdClient implements ConnectionHandler {
   private send(headerLength: number, payload: number, payloadLength: number): void {
     this.connection.send(this.server.replies.bytes, headerLength, payload, payloadLength);
     this.sentBytes += headerLength + payloadLength;
+  }
+
+  /** Bytes of the whole sectors that a READ or WRITE touches. */
+  private coverBytes(offsetLow: number, lengthBytes: number): number {
+    const mask = this.sectorMask;
+    return ((offsetLow & mask) + lengthBytes + mask) & ~mask;
   }
 
   private sectorFloor(bytes: number): number {
