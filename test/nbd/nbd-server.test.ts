@@ -295,6 +295,12 @@ describe('nbd server: parts of sectors', () => {
     expect(world.file.log[0]).toBe('read 0+2048');
   });
 
+  it('an unaligned read of 64 MiB would need a block larger than there are', () => {
+    build(80 * MIB);
+    expect(errorOf(attach(), request(Command.READ, 1, 1, 64 * MIB))).toBe(EINVAL);
+    expect(ask(attach(), request(Command.READ, 1, 1, 64 * MIB - 1), 64 * MIB - 1)).toMatchObject([{ error: 0 }]);
+  });
+
   it('an unaligned write changes only its bytes', () => {
     world.file.data.fill(9);
     const data = pattern(600 * KIB + 100, 4);

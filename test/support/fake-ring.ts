@@ -38,7 +38,7 @@ export class FakeMemory implements Memory {
   }
 
   allocate(lengthBytes: number): number {
-    assert(lengthBytes > 0);
+    assert(lengthBytes > 0 && lengthBytes <= 64 << 20, 'a pool block has at most 64 MiB');
     if (this.exhausted) return -1;
     const length = Math.ceil(lengthBytes / ALIGNMENT) * ALIGNMENT;
     let offset = 0;
