@@ -5,6 +5,7 @@
 //! umount succeeds at once.
 
 mod cache;
+mod class;
 mod identity;
 pub mod layout;
 mod locks;

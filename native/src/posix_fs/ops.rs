@@ -560,6 +560,8 @@ impl Worker {
     fn create_in(&mut self, block: &mut Block, directory: &Inode) -> Outcome<Option<Arc<Inode>>> {
         let name = block.name()?;
         let how = block.u32(KIND);
+        let known = [CREATE_UNCHECKED, CREATE_GUARDED, CREATE_EXCLUSIVE].contains(&how);
+        assert!(known, "create mode {how} in a request block");
         let changes = block.set_attributes_request();
         changes.check()?;
         if name.is_dots() {
