@@ -45,12 +45,18 @@ export function applyActivityLog(target: MetadataTarget, environment: Environmen
     const area = store.file.read(layout.activityLogSector * SECTOR_BYTES, layout.alBlocks * BLOCK_BYTES);
     const replay = replayActivityLog(area, layout.alStripes, layout.alStripeSize4k);
     const wasPrimary = (superblock.flags & MDF_PRIMARY_IND) !== 0;
-    if (replay.validBlocks === 0) {
-      environment.err('No usable activity log found. Do you need to create-md?\n');
+    if (replay.validBlocks > 0 && replay.corruptBlocks > 0)
+      environment.err(`${replay.corruptBlocks} corrupt AL transactions found\n`);
+    if (!replay.isUsable) {
+      environment.err(
+        replay.validBlocks === 0
+          ? 'No usable activity log found. Do you need to create-md?\n'
+          : 'No valid AL update transaction found.\n',
+      );
       if (wasPrimary) return EXIT_NO_ACTIVITY_LOG;
       environment.err('Error ignored, no need to apply the AL\n');
     }
-    if (wasPrimary) {
+    if (wasPrimary && replay.transactionBlocks > 0) {
       const bits = markOnDisk(store, replay.hotExtents, layout.bitmapSector, bitmapBytes(superblock.laSizeSectors));
       environment.err(
         bits > 0
@@ -59,7 +65,7 @@ export function applyActivityLog(target: MetadataTarget, environment: Environmen
       );
       store.file.flush();
     }
-    if (replay.transactionBlocks > 0 || replay.validBlocks === 0) {
+    if (replay.transactionBlocks > 0 || !replay.isUsable) {
       store.initializeActivityLog(layout);
       store.file.flush();
     }

@@ -425,6 +425,12 @@ export interface ActivityLogReplay {
   readonly corruptBlocks: number;
   /** Number of the newest transaction, or -1 if there is none. */
   readonly newestTransaction: number;
+  /**
+   * Whether `hotExtents` can be believed. False if there is no valid block, or no valid transaction although some block is
+   * damaged; only the very first transaction of a fresh log (block 0) may be torn without another one to go by, because
+   * nothing was written under it yet. If a Primary crashed with an unusable log, everything may be out of sync.
+   */
+  readonly isUsable: boolean;
 }
 
 /**
@@ -446,9 +452,13 @@ export function replayActivityLog(area: Uint8Array, alStripes: number, alStripeS
   let transactionBlocks = 0;
   let oldest = -1;
   let newest = -1;
+  let isFirstDamaged = false;
   for (let turn = 0; turn < blocks; turn++) {
     const at = ringPosition(turn, alStripes, alStripeSize4k) * BLOCK_BYTES;
-    if (view.getUint32(at) !== AL_MAGIC || !hasGoodChecksum(area, view, at)) continue;
+    if (view.getUint32(at) !== AL_MAGIC || !hasGoodChecksum(area, view, at)) {
+      if (turn === 0) isFirstDamaged = true;
+      continue;
+    }
     validBlocks++;
     if (view.getUint16(at + 12) === AL_TYPE_INITIALIZED) continue;
     transactionBlocks++;
@@ -463,21 +473,25 @@ export function replayActivityLog(area: Uint8Array, alStripes: number, alStripeS
     if (transactionAt[turn]! >= 0) applyTransaction(view, transactionAt[turn]!, slots);
     if (turn === newest) break;
   }
+  const corruptBlocks = blocks - validBlocks;
   return {
     hotExtents: sortedUnique(slots),
     validBlocks,
     transactionBlocks,
-    corruptBlocks: blocks - validBlocks,
+    corruptBlocks,
+    isUsable:
+      validBlocks > 0 && (transactionBlocks > 0 || corruptBlocks === 0 || (corruptBlocks === 1 && isFirstDamaged)),
     newestTransaction: newest < 0 ? -1 : view.getUint32(transactionAt[newest]! + 4),
   };
 }
 
-const ZERO_CRC_FIELD = new Uint8Array(4);
+/** Copy of the block under test: its checksum is that of the block with the field zero. */
+const scratch = new Uint8Array(BLOCK_BYTES);
 
 function hasGoodChecksum(area: Uint8Array, view: DataView, at: number): boolean {
-  const block = area.slice(at, at + BLOCK_BYTES);
-  block.set(ZERO_CRC_FIELD, OFFSET_CRC);
-  return crc32cRaw(block) === view.getUint32(at + OFFSET_CRC);
+  scratch.set(area.subarray(at, at + BLOCK_BYTES));
+  scratch.fill(0, OFFSET_CRC, OFFSET_CRC + 4);
+  return crc32cRaw(scratch) === view.getUint32(at + OFFSET_CRC);
 }
 
 function applyTransaction(view: DataView, at: number, slots: Uint32Array): void {

@@ -78,8 +78,8 @@ export function writeDump(options: DumpOptions, write: (text: string) => void): 
   for (let word = 0; word < words; ) {
     if (word % WORDS_PER_COMMENT === 0) text += `   # at ${word * KIB_PER_WORD}kB\n`;
     const run = runLength(halves, word, words);
-    if (run > WORDS_PER_LINE) {
-      const times = run - (run % WORDS_PER_LINE);
+    const times = run - (run % WORDS_PER_LINE);
+    if (times > WORDS_PER_LINE) {
       text += `    ${times} times ${wordText(halves, word)};\n`;
       bitsSet += times * wordWeight(halves, word);
       word += times;

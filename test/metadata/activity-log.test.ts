@@ -1,7 +1,8 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
+import { AssertionError } from '../../src/base/assert.js';
 import { crc32c, crc32cRaw } from '../../src/base/crc32c.js';
-import { AssertionError, MetadataError } from '../../src/base/errors.js';
+import { MetadataError } from '../../src/base/errors.js';
 import {
   ActivityLog,
   AL_HOT,
@@ -144,6 +145,7 @@ describe('activity log on disk', () => {
       transactionBlocks: 3,
       corruptBlocks: 0,
       newestTransaction: 2,
+      isUsable: true,
     });
   });
 
@@ -153,7 +155,27 @@ describe('activity log on disk', () => {
     area.set(transaction(1, [[1, 9]], [5]), 4096);
     area.set(transaction(2, [[0, 7]], [5, 9]).subarray(0, 512), 8192);
     expect(replayActivityLog(area, 1, 8)).toMatchObject({ hotExtents: Uint32Array.of(5, 9), corruptBlocks: 1 });
-    expect(replayActivityLog(new Uint8Array(8 * 4096), 1, 8)).toMatchObject({ validBlocks: 0, newestTransaction: -1 });
+    expect(replayActivityLog(new Uint8Array(8 * 4096), 1, 8)).toMatchObject({
+      validBlocks: 0,
+      newestTransaction: -1,
+      isUsable: false,
+    });
+  });
+
+  it('believes a fresh log whose very first transaction is torn, and no other without a transaction', () => {
+    // As drbdmeta 9.22 does: exit code 0 for a Primary in the first case, 1 in the others.
+    const damagedAt = (...blocks: number[]) => {
+      const area = freshArea(8);
+      for (const block of blocks) area.set(transaction(block, [[0, 5]], []).subarray(0, 512), block * 4096);
+      return replayActivityLog(area, 1, 8).isUsable;
+    };
+    expect([damagedAt(), damagedAt(0), damagedAt(1), damagedAt(7), damagedAt(0, 1)]).toEqual([
+      true,
+      true,
+      false,
+      false,
+      false,
+    ]);
   });
 
   it('finds the newest transaction across the wrap of its number', () => {

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { AssertionError, MetadataError } from '../../src/base/errors.js';
+import { AssertionError } from '../../src/base/assert.js';
+import { MetadataError } from '../../src/base/errors.js';
 import { Bitmap, PAGE_HINT, PAGE_LAZY, PAGE_NEED_WRITEOUT } from '../../src/metadata/bitmap.js';
 
 /** The obvious implementation. */
