@@ -2,6 +2,7 @@ import { hostname, networkInterfaces } from 'node:os';
 import { OperatorError } from '../base/errors.js';
 import { ConfigError, formatDiagnostic } from '../config/diagnostic.js';
 import { type DrbdConfig, loadConfig } from '../config/drbd-conf.js';
+import { type ExportTable, parseExports, readExports } from '../config/exports.js';
 import { missingAddresses, type ResolvedResource, resolveResource, resourcesOfHost } from '../config/resource.js';
 import { findConfig } from '../config/search.js';
 import { fileConfigSource } from '../io/config-source.js';
@@ -18,9 +19,21 @@ function load(
     const { config, warnings } = loadConfig(fileConfigSource, search.path, {});
     return { config, nodeName: search.nodeName, warnings: warnings.map(formatDiagnostic), addresses };
   } catch (error) {
-    if (error instanceof ConfigError)
-      throw new OperatorError(error.diagnostics.map(formatDiagnostic).join('\n'), EXIT_INVALID, 'invalid-config');
-    throw error;
+    throw asOperatorError(error);
+  }
+}
+
+function asOperatorError(error: unknown): unknown {
+  return error instanceof ConfigError ? new OperatorError(error.message, EXIT_INVALID, 'invalid-config') : error;
+}
+
+/** @throws OperatorError (10) with every mistake in the exports files; nothing is half taken */
+export function loadExports(file: string): { readonly table: ExportTable; readonly warnings: readonly string[] } {
+  try {
+    const { table, warnings } = parseExports(readExports(fileConfigSource, file));
+    return { table, warnings: warnings.map(formatDiagnostic) };
+  } catch (error) {
+    throw asOperatorError(error);
   }
 }
 

@@ -3,18 +3,17 @@
  * and answers the command line. It never touches a disk or the mounted tree itself: whatever could block on them is a
  * process or a command with a time limit.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Logger } from 'pino';
 import { OperatorError } from '../base/errors.js';
-import { parseExports } from '../config/exports.js';
 import { attachLoop, attachNbd, type BlockDevice, detachDevice, kernelNbdUsable } from '../io/block-device.js';
 import { runCommand, spawnDetached } from '../io/command.js';
 import { deviceHolders } from '../io/device-use.js';
 import { callJsonLines, type JsonHandlers } from '../io/json-lines.js';
 import { daemonSocket, engineSocket, fuseDirectory, nbdSocket, type Paths } from '../io/paths.js';
-import { loadResource, resourceNames } from './configuration.js';
+import { loadExports, loadResource, resourceNames } from './configuration.js';
 import type { EngineOptions } from './engine-options.js';
 import { NfsServer } from './nfs-supervisor.js';
 import type { ResourceStatus } from './status.js';
@@ -365,14 +364,8 @@ export class Daemon {
 
   private async exportfs(params: { action: string; path?: string }): Promise<unknown> {
     const file = this.paths.exportsFile;
-    const texts = existsSync(file) ? [{ path: file, text: readFileSync(file, 'utf8') }] : [];
-    const folder = `${file}.d`;
-    if (existsSync(folder))
-      for (const name of readdirSync(folder).sort())
-        if (name.endsWith('.exports') && !name.startsWith('.'))
-          texts.push({ path: join(folder, name), text: readFileSync(join(folder, name), 'utf8') });
-    const { table, warnings } = parseExports(texts);
-    for (const warning of warnings) this.log.warn(`${warning.file}:${warning.line}: ${warning.message}`);
+    const { table, warnings } = loadExports(file);
+    for (const warning of warnings) this.log.warn(warning);
     return this.nfs.exportfs(params.action, params.path, table, file);
   }
 
