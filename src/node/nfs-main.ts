@@ -1,6 +1,6 @@
 import { OperatorError } from '../base/errors.js';
 import { serveJsonLines } from '../io/json-lines.js';
-import { openNativeRing } from '../io/native-ring.js';
+import { NativeRing } from '../io/native-ring.js';
 import { openPosixFileSystem } from '../io/posix-filesystem.js';
 import { createLog } from './log.js';
 import { readNfsOptions } from './nfs-options.js';
@@ -15,8 +15,8 @@ process.umask(0);
 
 async function main(): Promise<void> {
   const options = readNfsOptions(process.argv.slice(2));
-  const ring = openNativeRing({ poolBytes: options.poolBytes ?? DEFAULT_POOL_BYTES });
-  const runtime = new NfsRuntime(options, { ring, log, openFileSystem: (path) => openPosixFileSystem(ring, path, {}) });
+  const ring = new NativeRing({ poolBytes: options.poolBytes ?? DEFAULT_POOL_BYTES });
+  const runtime = new NfsRuntime(options, { ring, log, openFileSystem: (path) => openPosixFileSystem(ring, path) });
   await runtime.start();
   const quit = (status: number) => {
     log.info('NFS server ends');
