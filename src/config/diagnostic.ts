@@ -113,14 +113,20 @@ export function closestWord(word: string, candidates: Iterable<string>): string 
   return best;
 }
 
+/** Insertions, deletions, substitutions and swaps of neighbours (the commonest slip of the fingers), each counting one. */
 function editDistance(left: string, right: string): number {
+  let beforePrevious: number[] = [];
   let previous = Array.from({ length: right.length + 1 }, (_, index) => index);
   for (let row = 1; row <= left.length; row++) {
     const current = [row];
     for (let column = 1; column <= right.length; column++) {
-      const substitution = previous[column - 1]! + (left[row - 1] === right[column - 1] ? 0 : 1);
-      current.push(Math.min(substitution, previous[column]! + 1, current[column - 1]! + 1));
+      const isSame = left[row - 1] === right[column - 1];
+      const isSwap = left[row - 1] === right[column - 2] && left[row - 2] === right[column - 1];
+      const substitution = previous[column - 1]! + (isSame ? 0 : 1);
+      const swap = row > 1 && column > 1 && isSwap ? beforePrevious[column - 2]! + 1 : Number.POSITIVE_INFINITY;
+      current.push(Math.min(substitution, previous[column]! + 1, current[column - 1]! + 1, swap));
     }
+    beforePrevious = previous;
     previous = current;
   }
   return previous[right.length]!;

@@ -203,6 +203,8 @@ interface HostDraft {
 
 interface ResourceDraft {
   name: string;
+  /** What keys of once-only things start with: the name, or for a second resource of that name something else. */
+  scope: string;
   position: Position;
   volumes: Map<number, VolumeDraft>;
   hosts: HostDraft[];
@@ -625,6 +627,7 @@ class Parser {
       }
       return { ...at, name, value, number: parsed };
     }
+    if (name === 'usage-count' && !isLegalValue(definition, value)) this.#fail(token, 'yes | no | ask');
     if (name === 'protocol') {
       const letter = value.toUpperCase();
       if (!['A', 'B', 'C'].includes(letter))
@@ -658,6 +661,8 @@ class Parser {
 
   /** DRBD passes both and takes the last one in `net`, the first one in `disk`; here the last one always wins. */
   #warnDuplicates(settings: readonly Setting[]): void {
+    // Behind an error they are noise: a section that was written twice repeats its options too.
+    if (this.diagnostics.hasErrors) return;
     const last = new Map<string, Setting>();
     for (const setting of settings) {
       const earlier = last.get(setting.name);
@@ -707,8 +712,10 @@ class Parser {
   #parseResource(): void {
     const nameToken = this.#name('a resource name');
     const position = this.#lexer.at(nameToken);
+    const isFirst = this.#claim('resource section', nameToken.text, position);
     const resource: ResourceDraft = {
       name: nameToken.text,
+      scope: isFirst ? nameToken.text : `${nameToken.text} of line ${position.line}`,
       position,
       volumes: new Map(),
       hosts: [],
@@ -721,9 +728,8 @@ class Parser {
         position,
         `'${resource.name}' cannot name a resource, expected a name without "/" that is not "all"`,
       );
-    this.#claim('resource section', resource.name, position);
     this.#expect('{');
-    this.#resources.push(resource);
+    if (isFirst) this.#resources.push(resource);
     for (;;) {
       if (this.#skipEmptyStatement()) continue;
       const token = this.#lexer.next();
@@ -743,9 +749,9 @@ class Parser {
   #parseResourceItem(resource: ResourceDraft, token: Token): void {
     const word = token.kind === 'word' ? token.text : '';
     const at = this.#lexer.at(token);
-    if (SECTION_WORDS.has(word)) this.#parseSection(word as WrittenSection, resource.sections, resource.name, at);
+    if (SECTION_WORDS.has(word)) this.#parseSection(word as WrittenSection, resource.sections, resource.scope, at);
     else if (word === 'disk' && this.#is(this.#lexer.peek(), '{'))
-      this.#parseSection('disk', resource.sections, resource.name, at);
+      this.#parseSection('disk', resource.sections, resource.scope, at);
     else if (word === 'protocol') this.#parseProtocolStatement(resource.sections, token);
     else if (word === 'on') this.#parseOn(resource, at);
     else if (word === 'floating') this.#parseFloating(resource, at);
@@ -754,9 +760,9 @@ class Parser {
       this.#value('a host name');
       this.#expect(';');
       this.diagnostics.warn(at, `in resource ${resource.name}, WARN: The 'ignore-on' keyword is deprecated.`);
-    } else if (word === 'volume') this.#parseVolume(resource.volumes, resource.name, at);
+    } else if (word === 'volume') this.#parseVolume(resource.volumes, resource.scope, at);
     else if (VOLUME_WORDS.has(word))
-      this.#parseVolumeStatement(this.#implicitVolume(resource.volumes, at), token, resource.name);
+      this.#parseVolumeStatement(this.#implicitVolume(resource.volumes, at), token, resource.scope);
     else if (word === 'connection-mesh' || word === 'connection') this.#parseConnection(resource, word, at);
     else this.#fail(token, EXPECTED.resource, this.#glueHint(token, RESOURCE_STATEMENTS));
   }
@@ -764,7 +770,7 @@ class Parser {
   #newHost(resource: ResourceDraft, kind: HostConfig['kind'], names: string[], position: Position): HostDraft {
     const host: HostDraft = { kind, names, position, volumes: new Map(), disk: [], options: [] };
     resource.hosts.push(host);
-    for (const name of names) this.#claim('host section', `${resource.name}: on ${name}`, position);
+    for (const name of names) this.#claim('host section', `${resource.scope}: on ${name}`, position);
     return host;
   }
 
@@ -792,7 +798,7 @@ class Parser {
   }
 
   #parseHostBlock(resource: ResourceDraft, host: HostDraft): void {
-    const scope = `${resource.name}:${host.names[0]}`;
+    const scope = `${resource.scope}:${host.names[0]}`;
     this.#expect('{');
     for (;;) {
       if (this.#skipEmptyStatement()) continue;
@@ -968,10 +974,8 @@ class Parser {
       this.#expect(';');
     } else if (!this.#is(next, ';')) this.#fail(next, 'minor | ;');
     if (path.startsWith('drbd')) path = `/dev/${path}`;
-    if (!path.startsWith('/dev/drbd')) {
+    if (!path.startsWith('/dev/drbd'))
       this.diagnostics.error(at, 'device name must start with /dev/drbd\n\t(/dev/ is optional, but drbd is required)');
-      return undefined;
-    }
     const fromName = /^\/dev\/drbd([0-9]{1,7})$/.exec(path);
     const named = fromName ? Number(fromName[1]) : undefined;
     if (named !== undefined && named > MAX_MINOR) {
@@ -1005,7 +1009,7 @@ class Parser {
         at,
         `resource ${resource.name} has a second connection, expected one: drbdts pairs two nodes`,
       );
-    this.#parseConnectionBlock(resource, `${resource.name}:${word} ${resource.connections}`, 0);
+    this.#parseConnectionBlock(resource, `${resource.scope}:${word} ${resource.connections}`, 0);
   }
 
   #parseConnectionBlock(resource: ResourceDraft, scope: string, depth: number): void {
@@ -1084,7 +1088,7 @@ class Parser {
     else if (host.kind !== 'stacked' || host.address)
       this.#claim('IP', `${addressText(host.address)}`, host.addressPosition ?? host.position);
     const volumes = this.#mergeVolumes(resource, host).map((volume) => this.#finishVolume(host, volume, where));
-    if (volumes.length === 0)
+    if (volumes.length === 0 && !this.diagnostics.hasErrors)
       this.diagnostics.warn(host.position, `${where}: no volume, expected device, disk and meta-disk`);
     return {
       ...host.position,
@@ -1226,6 +1230,7 @@ class Parser {
 
   /** Combinations that DRBD refuses when the resource starts; warned about here, refused by resolveResource. */
   #checkNet(resource: ResourceConfig): void {
+    if (this.diagnostics.hasErrors) return;
     for (const problem of netProblems((section, name) => this.#effective(resource, section, name)))
       this.diagnostics.warn(problem.setting, `in resource ${resource.name}:\n\t${problem.message}`);
     const net = (name: string): Setting | undefined => this.#effective(resource, 'net', name);

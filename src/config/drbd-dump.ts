@@ -43,11 +43,9 @@ export function dumpConfig(config: DrbdConfig, options: DumpOptions): string {
     out.push(`# ${options.mainPath ?? config.path}`);
     dumpGlobal(config.global, out);
     if (config.common) {
-      const before = out.length;
       out.push('common {');
       dumpSections(config.common, options, out);
-      if (out.length === before + 1) out.pop();
-      else out.push('}', '');
+      out.push('}', '');
     }
   }
   for (const resource of config.resources) {
@@ -144,7 +142,7 @@ function dumpResource(resource: ResourceConfig, options: DumpOptions, out: strin
   const where: ResolveOptions = options.localAddresses === undefined ? {} : { localAddresses: options.localAddresses };
   const isStacked = resource.hosts.some((host) => host.kind === 'stacked');
   out.push(
-    `# resource ${resource.name} on ${options.nodeName}: ` +
+    `# resource ${quoteValue(resource.name)} on ${options.nodeName}: ` +
       `${isForHost(resource, options.nodeName, where) ? 'not ignored' : 'ignored'}, ${isStacked ? 'stacked' : 'not stacked'}`,
     `# defined at ${resource.path}:${resource.line}`,
     `resource ${quoteName(resource.name)} {`,

@@ -44,10 +44,7 @@ export interface ClientOptions {
   /** Check file access for lock requests. */
   readonly secureLocks: boolean;
   readonly readdirPlus: boolean;
-  /**
-   * The path that must be a mount point for the export to be served. drbdts always asks for one: without `mp` it is the
-   * exported path or, if that is no mount point itself, whatever the server decides; undefined then.
-   */
+  /** `mp`: the path that must be a mount point for the export to be served. Without it the server decides. */
   readonly mountPoint?: string;
   /** `fsid=` as a number (`root` is 0). */
   readonly fsid?: number;
@@ -120,6 +117,7 @@ type Draft = { -readonly [Key in keyof ClientOptions]: ClientOptions[Key] };
 export function parseExports(texts: readonly ExportsText[]): { table: ExportTable; warnings: readonly Diagnostic[] } {
   const diagnostics = new DiagnosticList();
   const entries = new Map<string, ExportClient[]>();
+  const seen = new Map<string, ExportClient>();
   let clientCount = 0;
   for (const { path: file, text } of texts) {
     if (Buffer.byteLength(text) > MAX_CONFIG_FILE_BYTES) {
@@ -133,7 +131,7 @@ export function parseExports(texts: readonly ExportsText[]): { table: ExportTabl
       const clients = entries.get(parsed.path) ?? [];
       for (const client of parsed.clients) {
         clientCount++;
-        addClient(clients, client, line.at, parsed.path, diagnostics);
+        addClient(clients, seen, client, line.at, parsed.path, diagnostics);
       }
       entries.set(parsed.path, clients);
       if (entries.size > MAX_ENTRIES || clientCount > MAX_CLIENTS) {
@@ -461,15 +459,7 @@ const WORDS: Readonly<Record<string, Partial<ClientOptions>>> = {
 };
 
 /** Known to exports(5), without meaning for an NFSv3 server. */
-const WITHOUT_EFFECT: ReadonlySet<string> = new Set([
-  'pnfs',
-  'no_pnfs',
-  'security_label',
-  'reexport',
-  'replicas',
-  'no_hide',
-  'fsuid',
-]);
+const WITHOUT_EFFECT: ReadonlySet<string> = new Set(['pnfs', 'no_pnfs', 'security_label', 'reexport', 'replicas']);
 
 /** Known elsewhere, with a meaning that leaving out would change who may do what. */
 const REFUSED: Readonly<Record<string, string>> = {
@@ -587,6 +577,7 @@ function parseFsid(text: string | undefined): { fsid: number } | { fsUuid: strin
 
 function addClient(
   clients: ExportClient[],
+  seen: Map<string, ExportClient>,
   client: ExportClient,
   at: Position,
   path: string,
@@ -595,14 +586,17 @@ function addClient(
   // `mp` without a path means the export itself, which only this place knows.
   const resolved =
     client.options.mountPoint === '' ? { ...client, options: { ...client.options, mountPoint: path } } : client;
-  const key = specifierKey(resolved.specifier);
-  const first = clients.find((other) => specifierKey(other.specifier) === key);
+  const key = `${path}\0${specifierKey(resolved.specifier)}`;
+  const first = seen.get(key);
   if (first)
     diagnostics.warn(
       at,
       `${path} is exported to ${client.text} a second time (first in line ${first.line}), the first one holds`,
     );
-  else clients.push(resolved);
+  else {
+    seen.set(key, resolved);
+    clients.push(resolved);
+  }
 }
 
 function specifierKey(specifier: ClientSpecifier): string {

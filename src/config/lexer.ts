@@ -156,7 +156,7 @@ export class Lexer {
   }
 
   #badString(start: number, end: number, what: 'too long' | 'unterminated'): Token {
-    const excerpt = this.text.slice(start, start + 20);
+    const excerpt = this.text.slice(start, start + 20).split('\n', 1)[0]!;
     return this.#token(
       'bad',
       excerpt,
