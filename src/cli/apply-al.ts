@@ -11,6 +11,7 @@ import {
   isMissingMetadata,
   type MetadataStore,
   type MetadataTarget,
+  type TargetOptions,
   targetsFrom,
   withStore,
 } from './metadata-target.js';
@@ -109,7 +110,7 @@ function markOnDisk(store: MetadataStore, extents: Uint32Array, bitmapSector: nu
 
 export const applyAlCommand: CliCommand = {
   register(program, environment, exit) {
-    addTargetOptions(program.command('apply-al'))
+    const command = addTargetOptions(program.command('apply-al'))
       .description(
         'after a crash: mark what the activity log names as out of sync; done by itself when a disk is attached',
       )
@@ -117,10 +118,11 @@ export const applyAlCommand: CliCommand = {
         'after',
         '\nExamples:\n  drbdts apply-al data\n  drbdts apply-al --disk /srv/r0.img\n\n' +
           'Exit codes: 0 done or nothing to do, 1 unusable activity log, 20 cannot open or in use, 255 no metadata.',
-      )
-      .action((resource: string | undefined, flags: { disk?: string; metaDisk?: string }) => {
-        const targets = targetsFrom(resource, flags, environment, resolveFromConfig);
-        exit(forEachTarget(targets, (target) => applyActivityLog(target, environment)));
-      });
+      );
+    command.action((resource: string | undefined) => {
+      const flags = command.optsWithGlobals<TargetOptions>();
+      const targets = targetsFrom(resource, flags, environment, resolveFromConfig);
+      exit(forEachTarget(targets, (target) => applyActivityLog(target, environment)));
+    });
   },
 };

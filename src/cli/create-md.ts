@@ -23,6 +23,7 @@ import {
   type MetadataContext,
   type MetadataStore,
   type MetadataTarget,
+  type TargetOptions,
   targetsFrom,
   withStore,
 } from './metadata-target.js';
@@ -57,18 +58,20 @@ export function createMetadata(target: MetadataTarget, options: CreateOptions, c
     const layout = layoutFor(store, options);
     const existing = existingMetadata(store);
     if (existing) {
-      const isUnused = existing.currentUuid === UUID_JUST_CREATED && existing.laSizeSectors === 0;
-      if (options.ifNeeded && isUnused) {
+      const { superblock, problem } = existing;
+      if (options.ifNeeded && superblock?.currentUuid === UUID_JUST_CREATED && superblock.laSizeSectors === 0) {
         context.out(`${target.metaDisk.path}: already initialised\n`);
         return 0;
       }
-      const style = `v08 ${STYLES[layout.kind]} meta data block`;
+      const style = STYLES[layout.kind];
       context.err(
-        `You want me to create a v08 style ${STYLES[layout.kind]} meta data block.\n` +
-          `There appears to be a ${style}\n` +
-          `already in place on ${target.metaDisk.path} at byte offset ${layout.superblockSector * SECTOR_BYTES}\n`,
+        `You want me to create a v08 style ${style} meta data block.\n` +
+          `There appears to be a ${problem === undefined ? `v08 ${style}` : 'different'} meta data block\n` +
+          `already in place on ${target.metaDisk.path} at byte offset ${layout.superblockSector * SECTOR_BYTES}\n` +
+          `${problem === undefined ? '' : `(${problem})\n`}`,
       );
-      if (!context.confirm('Do you really want to overwrite the existing v08 meta-data?\n')) {
+      const version = problem === undefined ? 'v08 ' : '';
+      if (!context.confirm(`Do you really want to overwrite the existing ${version}meta-data?\n`)) {
         context.out('Operation cancelled.\n');
         return EXIT_DECLINED;
       }
@@ -105,12 +108,15 @@ function layoutFor(store: MetadataStore, options: CreateOptions): MetadataLayout
   }
 }
 
-function existingMetadata(store: MetadataStore): Superblock | undefined {
+/** What DRBD left there: a superblock of ours, or one that somebody else may still need, with what is wrong with it. */
+function existingMetadata(
+  store: MetadataStore,
+): { readonly superblock?: Superblock; readonly problem?: string } | undefined {
   try {
-    return store.readSuperblock().superblock;
+    return { superblock: store.readSuperblock().superblock };
   } catch (error) {
-    if (isMissingMetadata(error)) return undefined;
-    throw error;
+    if (!isMissingMetadata(error)) throw error;
+    return error.code === 'DRBDTS_MD_NOT_FOUND' ? undefined : { problem: error.message };
   }
 }
 
@@ -249,14 +255,12 @@ function wholeNumber(text: string, what: string): number {
   return Number(text);
 }
 
-interface CreateFlags {
+interface CreateFlags extends TargetOptions {
   readonly force?: boolean;
   readonly yes?: boolean;
   readonly ifNeeded?: boolean;
   readonly ignoreSanityChecks?: boolean;
   readonly json?: boolean;
-  readonly disk?: string;
-  readonly metaDisk?: string;
   readonly alStripes?: string;
   readonly alStripeSizeKB?: string;
   readonly peerMaxBioSize?: string;
@@ -264,7 +268,7 @@ interface CreateFlags {
 
 export const createMdCommand: CliCommand = {
   register(program, environment: Environment, exit) {
-    addTargetOptions(program.command('create-md'))
+    const command = addTargetOptions(program.command('create-md'))
       .description("write fresh metadata; the resource's first step on each head")
       .option('--force', 'answer yes to every question')
       .option('-y, --yes', 'the same')
@@ -280,21 +284,26 @@ export const createMdCommand: CliCommand = {
           '  drbdts create-md --disk /srv/r0.img --meta-disk internal\n' +
           '  drbdts create-md --disk /dev/sdb1 --meta-disk /dev/sdc1[0]\n\n' +
           'Exit codes: 0 done, 1 declined, 10 device too small, 20 cannot open or in use, 40 would destroy data.',
-      )
-      .action((resource: string | undefined, flags: CreateFlags) => {
-        const force = flags.force === true || flags.yes === true;
-        const options: CreateOptions = {
-          force,
-          ignoreSanityChecks: flags.ignoreSanityChecks ?? false,
-          ifNeeded: flags.ifNeeded ?? false,
-          json: flags.json ?? false,
-          alStripes: wholeNumber(flags.alStripes ?? '1', '--al-stripes'),
-          alStripeSizeKib: wholeNumber(flags.alStripeSizeKB ?? '32', '--al-stripe-size-kB'),
-          peerMaxBioSizeBytes: wholeNumber(flags.peerMaxBioSize ?? '0', '--peer-max-bio-size'),
-        };
-        const context = { ...environment, confirm: askOnStdin(environment, force) };
-        const targets = targetsFrom(resource, flags, environment, resolveFromConfig);
-        exit(forEachTarget(targets, (target) => createMetadata(target, options, context)));
-      });
+      );
+    command.action((resource: string | undefined) => {
+      const flags = command.optsWithGlobals<CreateFlags>();
+      const force = flags.force === true || flags.yes === true;
+      const options: CreateOptions = {
+        force,
+        ignoreSanityChecks: flags.ignoreSanityChecks ?? false,
+        ifNeeded: flags.ifNeeded ?? false,
+        json: flags.json ?? false,
+        alStripes: wholeNumber(flags.alStripes ?? '1', '--al-stripes'),
+        alStripeSizeKib: wholeNumber(flags.alStripeSizeKB ?? '32', '--al-stripe-size-kB'),
+        peerMaxBioSizeBytes: wholeNumber(flags.peerMaxBioSize ?? '0', '--peer-max-bio-size'),
+      };
+      const context = {
+        ...environment,
+        // What a script parses stays free of questions.
+        confirm: askOnStdin(flags.json ? { ...environment, out: environment.err } : environment, force),
+      };
+      const targets = targetsFrom(resource, flags, environment, resolveFromConfig);
+      exit(forEachTarget(targets, (target) => createMetadata(target, options, context)));
+    });
   },
 };

@@ -11,6 +11,7 @@ import {
   indexWord,
   isMissingMetadata,
   type MetadataTarget,
+  type TargetOptions,
   targetsFrom,
   withStore,
 } from './metadata-target.js';
@@ -88,7 +89,7 @@ export function dumpMetadata(target: MetadataTarget, options: DumpMetadataOption
 
 export const dumpMdCommand: CliCommand = {
   register(program, environment, exit) {
-    addTargetOptions(program.command('dump-md'))
+    const command = addTargetOptions(program.command('dump-md'))
       .description('print the metadata as text, bitmap included; restorable with drbdmeta restore-md')
       .option('--force', 'also when it is unclean (needs apply-al)')
       .option('--json', 'print the superblock as one JSON object per volume')
@@ -96,21 +97,17 @@ export const dumpMdCommand: CliCommand = {
         'after',
         '\nExamples:\n  drbdts dump-md data > data.md\n  drbdts dump-md --disk /srv/r0.img\n\n' +
           'Exit codes: 0 done, 20 cannot open, 255 no metadata, or unclean without --force.',
-      )
-      .action(
-        (
-          resource: string | undefined,
-          flags: { force?: boolean; json?: boolean; disk?: string; metaDisk?: string },
-        ) => {
-          const options: DumpMetadataOptions = {
-            force: flags.force ?? false,
-            json: flags.json ?? false,
-            now: new Date(),
-            hostName: hostname(),
-          };
-          const targets = targetsFrom(resource, flags, environment, resolveFromConfig);
-          exit(forEachTarget(targets, (target) => dumpMetadata(target, options, environment)));
-        },
       );
+    command.action((resource: string | undefined) => {
+      const flags = command.optsWithGlobals<TargetOptions & { readonly force?: boolean; readonly json?: boolean }>();
+      const options: DumpMetadataOptions = {
+        force: flags.force ?? false,
+        json: flags.json ?? false,
+        now: new Date(),
+        hostName: hostname(),
+      };
+      const targets = targetsFrom(resource, flags, environment, resolveFromConfig);
+      exit(forEachTarget(targets, (target) => dumpMetadata(target, options, environment)));
+    });
   },
 };

@@ -1,4 +1,4 @@
-import { hostname } from 'node:os';
+import { hostname, networkInterfaces } from 'node:os';
 import { loadConfig } from '../config/drbd-conf.js';
 import { resolveResource, resourcesOfHost } from '../config/resource.js';
 import { findConfig } from '../config/search.js';
@@ -10,14 +10,15 @@ import type { MetadataTarget, ResolveTargets } from './metadata-target.js';
  *
  * @throws ConfigError or OperatorError of config/, which say file, line and what was expected
  */
-export const resolveFromConfig: ResolveTargets = (name, environment) => {
-  const source = fileConfigSource;
-  const search = findConfig(source, environment.env, hostname());
+export const resolveFromConfig: ResolveTargets = (name, environment, configFile) => {
+  const search = findConfig(fileConfigSource, environment.env, hostname(), configFile);
   if (search.notice) environment.err(search.notice);
-  const { config } = loadConfig(source, search.path);
-  const names = name === 'all' ? resourcesOfHost(config, search.nodeName) : [name];
+  const { config } = loadConfig(fileConfigSource, search.path);
+  // A `floating` section belongs to the host that has its address.
+  const localAddresses = Object.values(networkInterfaces()).flatMap((list) => (list ?? []).map((one) => one.address));
+  const names = name === 'all' ? resourcesOfHost(config, search.nodeName, { localAddresses }) : [name];
   return names.flatMap((resource) =>
-    resolveResource(config, resource, search.nodeName).volumes.map((volume): MetadataTarget => {
+    resolveResource(config, resource, search.nodeName, { localAddresses }).volumes.map((volume): MetadataTarget => {
       const { minor, disk, metaDisk } = volume;
       if (metaDisk.kind === 'internal') return { minor, disk, metaDisk: { kind: 'internal', path: disk, index: -1 } };
       const index = metaDisk.kind === 'indexed' ? metaDisk.index : -2;

@@ -37,12 +37,18 @@ export interface MetadataContext extends Environment {
 }
 
 export interface TargetOptions {
+  /** Configuration to read instead of the usual ones. */
+  readonly configFile?: string;
   readonly disk?: string;
   readonly metaDisk?: string;
 }
 
 /** Resolves a resource name to its volumes' metadata, in volume order. */
-export type ResolveTargets = (resource: string, environment: Environment) => readonly MetadataTarget[];
+export type ResolveTargets = (
+  resource: string,
+  environment: Environment,
+  configFile: string | undefined,
+) => readonly MetadataTarget[];
 
 const ACTIVITY_LOG_CHUNK_BLOCKS = 256;
 
@@ -81,13 +87,14 @@ export function targetsFrom(
   }
   if (resource === undefined)
     throw new OperatorError('name a resource, or give --disk PATH [--meta-disk internal|PATH|PATH[INDEX]]', 1, 'usage');
-  return resolve(resource, environment);
+  return resolve(resource, environment, options.configFile);
 }
 
 /** Declares what all metadata commands take. */
 export function addTargetOptions(command: Command): Command {
   return command
     .argument('[resource]', 'a resource of the configuration, or all')
+    .option('-c, --config-file <file>', 'configuration to read instead of /etc/drbd.conf')
     .option('--disk <path>', 'the backing disk, instead of a resource')
     .option('--meta-disk <where>', 'internal (default), PATH (flexible) or PATH[INDEX], with --disk');
 }

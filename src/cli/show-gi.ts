@@ -8,6 +8,7 @@ import {
   forEachTarget,
   isMissingMetadata,
   type MetadataTarget,
+  type TargetOptions,
   targetsFrom,
   withStore,
 } from './metadata-target.js';
@@ -42,17 +43,18 @@ export function showIdentifiers(
 function identifierCommand(name: string, description: string, format: (superblock: Superblock) => string): CliCommand {
   return {
     register(program, environment, exit) {
-      addTargetOptions(program.command(name))
+      const command = addTargetOptions(program.command(name))
         .description(description)
         .addHelpText(
           'after',
           `\nExamples:\n  drbdts ${name} data\n  drbdts ${name} --disk /srv/r0.img\n\n` +
             'Exit codes: 0 done, 20 cannot open, 255 no metadata.',
-        )
-        .action((resource: string | undefined, flags: { disk?: string; metaDisk?: string }) => {
-          const targets = targetsFrom(resource, flags, environment, resolveFromConfig);
-          exit(forEachTarget(targets, (target) => showIdentifiers(target, format, environment)));
-        });
+        );
+      command.action((resource: string | undefined) => {
+        const flags = command.optsWithGlobals<TargetOptions>();
+        const targets = targetsFrom(resource, flags, environment, resolveFromConfig);
+        exit(forEachTarget(targets, (target) => showIdentifiers(target, format, environment)));
+      });
     },
   };
 }

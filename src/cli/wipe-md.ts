@@ -9,6 +9,7 @@ import {
   isMissingMetadata,
   type MetadataContext,
   type MetadataTarget,
+  type TargetOptions,
   targetsFrom,
   withStore,
 } from './metadata-target.js';
@@ -43,7 +44,7 @@ export function wipeMetadata(target: MetadataTarget, context: MetadataContext): 
 
 export const wipeMdCommand: CliCommand = {
   register(program, environment, exit) {
-    addTargetOptions(program.command('wipe-md'))
+    const command = addTargetOptions(program.command('wipe-md'))
       .description('remove the metadata; the data stays')
       .option('--force', 'do not ask')
       .option('-y, --yes', 'the same')
@@ -51,16 +52,15 @@ export const wipeMdCommand: CliCommand = {
         'after',
         '\nExamples:\n  drbdts wipe-md data\n  drbdts wipe-md --yes --disk /srv/r0.img\n\n' +
           'Exit codes: 0 done or nothing there, 1 declined, 20 cannot open or in use.',
-      )
-      .action(
-        (resource: string | undefined, flags: { force?: boolean; yes?: boolean; disk?: string; metaDisk?: string }) => {
-          const context = {
-            ...environment,
-            confirm: askOnStdin(environment, flags.force === true || flags.yes === true),
-          };
-          const targets = targetsFrom(resource, flags, environment, resolveFromConfig);
-          exit(forEachTarget(targets, (target) => wipeMetadata(target, context)));
-        },
       );
+    command.action((resource: string | undefined) => {
+      const flags = command.optsWithGlobals<TargetOptions & { force?: boolean; yes?: boolean }>();
+      const context = {
+        ...environment,
+        confirm: askOnStdin(environment, flags.force === true || flags.yes === true),
+      };
+      const targets = targetsFrom(resource, flags, environment, resolveFromConfig);
+      exit(forEachTarget(targets, (target) => wipeMetadata(target, context)));
+    });
   },
 };

@@ -80,7 +80,7 @@ export class MetadataFile {
   }
 }
 
-/** Exclusive claims that are held although nothing is written say who is there, in the words of an error message. */
+/** Opens a plain file or a block device; the latter is claimed when it is going to be written. */
 function openDevice(path: string, writable: boolean): number {
   const mode = writable ? constants.O_RDWR : constants.O_RDONLY;
   let fd: number;
