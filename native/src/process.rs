@@ -5,13 +5,13 @@ use napi_derive::napi;
 use crate::ring_workers::last_errno;
 
 /// Ordinary CRC-32C of `bytes`, continuing from `seed`. Pure; borrows for the call only.
-#[napi]
+#[napi(js_name = "crc32c")]
 pub fn crc32c(bytes: &[u8], seed: u32) -> u32 {
     crate::crc32c::crc32c(bytes, seed)
 }
 
 /// CRC-32C with the register from 0 and no final inversion. Pure; borrows for the call only.
-#[napi]
+#[napi(js_name = "crc32cRaw")]
 pub fn crc32c_raw(bytes: &[u8]) -> u32 {
     crate::crc32c::crc32c_raw(bytes)
 }

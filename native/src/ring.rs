@@ -480,13 +480,13 @@ impl NativeRing {
     }
 
     /// Ordinary CRC-32C of a pool range, continuing from `seed`.
-    #[napi]
+    #[napi(js_name = "crc32cPool")]
     pub fn crc32c_pool(&self, offset: u32, length: u32, seed: u32) -> u32 {
         crate::crc32c::crc32c(self.slice(offset, length), seed)
     }
 
     /// CRC-32C of a pool range, register from 0 and not inverted.
-    #[napi]
+    #[napi(js_name = "crc32cRawPool")]
     pub fn crc32c_raw_pool(&self, offset: u32, length: u32) -> u32 {
         crate::crc32c::crc32c_raw(self.slice(offset, length))
     }
