@@ -439,6 +439,9 @@ export function convertPerspective(mask: number, value: number): StateChange {
       );
   if ((mask & ~STATE_BITS) !== 0) checkFields(mask);
   checkFields(value & mask);
+  for (const field of [MASK_ROLE, MASK_PEER_ROLE])
+    if ((mask & field) !== 0 && (value & field) === 0)
+      throw new ProtocolError('DRBDTS_DRBD_BAD_STATE', 'a role is to become Unknown', STATE_SECTION);
   const turnedMask = turn(mask);
   return { mask: turnedMask, value: turn(value & mask) & turnedMask };
 }

@@ -19,9 +19,9 @@ import {
  * that both know the shared secret. A pure machine: sockets are numbers, time is passed in, bytes are arrays.
  *
  * Both nodes listen and dial. The first packet on a connection says what it is for; a node that has one connection
- * makes the other. When both dial at once ("crossed"), one connection of the two must go; drbd.ko closes its own, so we keep
- * ours or take theirs by a coin flip: against drbd.ko heads settles it, between two of us each crossing is settled with
- * probability one half, and random waits keep the next dials apart.
+ * makes the other. When both dial at once ("crossed"), one connection of the two must go; drbd.ko closes its own, so we
+ * keep ours or take theirs by a coin flip: against drbd.ko heads settles it, between two of us each crossing is settled
+ * with probability one half, and random waits keep the next dials apart.
  *
  * @see DRBD 8.4 drbd_receiver.c conn_connect, drbd_do_features, drbd_do_auth
  */
