@@ -91,6 +91,8 @@ class Session {
     if (exported === undefined)
       throw new OperatorError(`${url.path}: the server exports nothing there to this host`, 20, 'not-exported');
     const root = await mount(mounter, exported);
+    // Asked once; only the NFS connection is worth keeping, and worth a word when it is lost.
+    this.close();
     const client = new Nfs3Client(
       this.caller(nfsPort),
       () => new Promise((resolve) => setTimeout(resolve, JUKEBOX_PAUSE_MS)),
@@ -100,7 +102,7 @@ class Session {
   }
 
   close(): void {
-    for (const link of this.links) link.close();
+    for (const link of this.links.splice(0)) link.close();
   }
 
   private async portOf(program: number): Promise<number> {

@@ -18,7 +18,7 @@ export interface NfsOptions {
   readonly portmap?: 'auto' | 'register' | 'own' | 'none';
   /**
    * Keys of file handles, 32 hexadecimal digits each: the first signs, all are accepted. They must be the same on both
-   * heads, or every client's handles go stale at a takeover.
+   * heads, or every client's handles go stale at a takeover. Without any, handles are signed with a key that is no secret.
    */
   readonly handleKeys?: readonly string[];
   /** File with one such key per line. Made with a random key if it does not exist; for a head without a peer. */

@@ -2,7 +2,7 @@
  * The NFS server of one head: listeners, programs, exported trees, and the control channel by which the daemon opens and
  * withdraws them. `docs/internals/nfs.md` describes the channel.
  */
-import { randomBytes } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { createConnection } from 'node:net';
@@ -202,8 +202,13 @@ export class NfsRuntime {
   private handleKeys(): SipKey[] {
     const { handleKeys, keyFile } = this.options;
     if (handleKeys !== undefined && handleKeys.length > 0) return handleKeys.map(parseKey);
-    if (keyFile === undefined)
-      throw new OperatorError('the NFS server needs handleKeys or a keyFile for its file handles', 10, 'config');
+    if (keyFile === undefined) {
+      // The same on both heads, so that takeovers work; but no secret.
+      this.doors.log.warn('no key for file handles is configured: clients can make up handles of this export');
+      return [
+        new SipKey(createHash('sha256').update('drbdts file handles without a key').digest().subarray(0, KEY_BYTES)),
+      ];
+    }
     if (!existsSync(keyFile)) {
       writeFileSync(keyFile, `${randomBytes(KEY_BYTES).toString('hex')}\n`, { mode: 0o600, flag: 'wx' });
       this.doors.log.warn({ keyFile }, 'made a new key for file handles; a second head needs a copy of this file');
