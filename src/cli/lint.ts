@@ -1,4 +1,14 @@
-import { closeSync, copyFileSync, fsyncSync, openSync, renameSync, statSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  copyFileSync,
+  existsSync,
+  fsyncSync,
+  openSync,
+  renameSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { hostname } from 'node:os';
 import { OperatorError } from '../base/errors.js';
 import { formatDiagnostic } from '../config/diagnostic.js';
@@ -53,19 +63,23 @@ function lint(file: string | undefined, isFixing: boolean, environment: Environm
 
 /** Replaces a file so that a crash leaves the old or the new text, never half of one. Returns the backup's path. */
 function writeRepaired(file: RepairedFile): string {
-  const backup = `${file.path}.orig`;
-  const fresh = `${file.path}.new`;
+  // Behind a symbolic link it is the file that changes, not the link.
+  const path = fileConfigSource.realPath(file.path);
+  let backup = `${path}.orig`;
+  // The first backup is the text from before all repairs: never overwrite it.
+  for (let number = 1; existsSync(backup); number++) backup = `${path}.orig.${number}`;
+  const fresh = `${path}.new`;
   try {
-    copyFileSync(file.path, backup);
-    const { mode } = statSync(file.path);
+    copyFileSync(path, backup, constants.COPYFILE_EXCL);
+    const { mode } = statSync(path);
     const fd = openSync(fresh, 'w', mode & 0o777);
     try {
-      writeSync(fd, file.after);
+      writeFileSync(fd, file.after);
       fsyncSync(fd);
     } finally {
       closeSync(fd);
     }
-    renameSync(fresh, file.path);
+    renameSync(fresh, path);
   } catch (error) {
     throw new OperatorError(`cannot repair ${file.path}: ${(error as Error).message}`, 1);
   }
