@@ -75,6 +75,9 @@ const MAX_UNCONSUMED_BYTES = 64 * 1024;
 /** How long `end` waits for the peer to close too, after everything was sent. */
 const LINGER_MS = 2000;
 
+/** Linux's number, which libuv has no name for. */
+const ENOTBLK = 15;
+
 const NO_BYTES = new Uint8Array(0);
 
 /** Receives completions of external operations (filesystem backend and the like). */
@@ -95,8 +98,8 @@ export interface ExternalHandler {
 }
 
 function failure(errno: number, what: string): Error {
-  const error = new Error(`${what}: ${getSystemErrorName(-errno)}`);
-  return Object.assign(error, { errno, code: getSystemErrorName(-errno) });
+  const code = errno === ENOTBLK ? 'ENOTBLK' : getSystemErrorName(-errno);
+  return Object.assign(new Error(`${what}: ${code}`), { errno, code });
 }
 
 class NativeMemory implements Memory {
@@ -475,6 +478,7 @@ export class NativeRing implements Ring {
     if (id === -Errno.EBUSY) throw failure(Errno.EBUSY, `${path} is in use by another process`);
     if (id === -Errno.EINVAL && options.direct)
       throw failure(Errno.EINVAL, `open ${path}: its filesystem does not support direct I/O`);
+    if (id === -ENOTBLK) throw failure(ENOTBLK, `open ${path}: neither a regular file nor a block device`);
     if (id < 0) throw failure(-id, `open ${path}`);
     const file = new NativeFile(this, id, this.handle.fileSize(id), this.handle.fileAlignment(id));
     this.#files[id] = file;
