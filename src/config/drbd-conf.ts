@@ -548,7 +548,11 @@ class Parser {
       const definition = definitionOf(section, token.text);
       if (!definition) this.#fail(token, expected, this.#glueHint(token, {}, section));
       if (definition.treatment === 'ignore') this.#skipForeignOption(token);
-      else emit(definition.section, this.#parseSetting(definition, token, legacy?.value !== undefined));
+      else {
+        const setting = this.#parseSetting(definition, token, legacy?.value !== undefined);
+        this.#noteIfWithoutEffect(definition, token, setting);
+        emit(definition.section, setting);
+      }
     }
   }
 
@@ -556,6 +560,17 @@ class Parser {
     if (this.#warnedWords.has(token.text)) return;
     this.#warnedWords.add(token.text);
     this.diagnostics.warn(this.#lexer.at(token), message);
+  }
+
+  /** Says once of a performance or safety option that it is kept but does nothing, if it asks for anything but the default. */
+  #noteIfWithoutEffect(definition: OptionDefinition, token: Token, setting: Setting): void {
+    const { section, type, treatment, name } = definition;
+    if (treatment !== 'note' || (section !== 'net' && section !== 'disk')) return;
+    const isDefault =
+      type.kind === 'boolean'
+        ? setting.value === (type.default ? 'yes' : 'no')
+        : type.kind === 'number' && setting.number === type.default;
+    if (!isDefault) this.#warnOnce(token, `${name} is kept and shown by dump, but has no effect in drbdts`);
   }
 
   #skipForeignOption(token: Token): void {
@@ -1234,6 +1249,14 @@ class Parser {
     for (const problem of netProblems((section, name) => this.#effective(resource, section, name)))
       this.diagnostics.warn(problem.setting, `in resource ${resource.name}:\n\t${problem.message}`);
     const net = (name: string): Setting | undefined => this.#effective(resource, 'net', name);
+    for (const name of ['after-sb-1pri', 'after-sb-2pri', 'rr-conflict']) {
+      const setting = net(name);
+      if (setting?.value?.startsWith('violently'))
+        this.diagnostics.warn(
+          setting,
+          `in resource ${resource.name}:\n\t${name} ${setting.value} changes data under a mounted filesystem`,
+        );
+    }
     const timeout = net('timeout');
     if (timeout?.number !== undefined)
       for (const other of ['connect-int', 'ping-int']) {

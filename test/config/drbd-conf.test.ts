@@ -166,6 +166,17 @@ describe('warnings', () => {
     ]);
   });
 
+  it('for what has no effect here, once, and not for asking for the default', () => {
+    const text = `common { disk { no-disk-barrier; max-bio-bvecs 1; } } resource r { disk { max-bio-bvecs 2; } ${HOSTS} }`;
+    expect(warningsOf(text)).toEqual(['1: max-bio-bvecs is kept and shown by dump, but has no effect in drbdts']);
+  });
+
+  it('for a policy that changes data in use', () => {
+    expect(warningsOf(`common { net { after-sb-2pri violently-as0p; } } resource r { ${HOSTS} }`)).toEqual([
+      '1: in resource r:\n\tafter-sb-2pri violently-as0p changes data under a mounted filesystem',
+    ]);
+  });
+
   it('for combinations the engine will refuse, and a timeout that outlives the keep-alive', () => {
     expect(warningsOf(`resource r { net { protocol A; allow-two-primaries; timeout 100; } ${HOSTS} }`)).toEqual([
       '1: in resource r:\n\tallow-two-primaries with protocol A, expected protocol C',
