@@ -1,0 +1,220 @@
+import { newSuperblock } from '../../src/metadata/superblock.js';
+import { encodeSuperblock } from '../../src/metadata/superblock.js';
+import { encodeInitializedBlock } from '../../src/metadata/activity-log.js';
+import { computeLayout } from '../../src/metadata/layout.js';
+import {
+  type NetOptions,
+  type EstablishOptions,
+  type ResourceEvent,
+  ResourceRuntime,
+  type VolumeOptions,
+} from '../../src/node/resource-runtime.js';
+import type { Mutations } from '../../src/replication/effects.js';
+import { type DiskTiming, Platter, SimFile } from './disk.js';
+import { SimMemory } from './memory.js';
+import { type Fabric, SimNetwork } from './network.js';
+import type { Prng } from './prng.js';
+import type { Owner, World } from './world.js';
+
+const POOL_BYTES = 64 * 1024 * 1024;
+const PORT = 7788;
+
+export const DEFAULT_NET: NetOptions & EstablishOptions = {
+  wireProtocol: 3,
+  timeoutMs: 6000,
+  koCount: 7,
+  pingIntervalMs: 10_000,
+  pingTimeoutMs: 500,
+  maxBuffers: 2048,
+  maxEpochWrites: 2048,
+  useRle: true,
+  twoPrimaries: false,
+  afterSplitBrain0Primaries: 0,
+  afterSplitBrain1Primary: 0,
+  afterSplitBrain2Primaries: 0,
+  alwaysAfterSplitBrain: false,
+  resyncRoleConflict: 0,
+  verifyAlgorithm: '',
+  checksumAlgorithm: '',
+  connectIntervalMs: 10_000,
+  socketCheckMs: 0,
+  sendBufferBytes: 0,
+  receiveBufferBytes: 0,
+};
+
+export const DEFAULT_VOLUME: VolumeOptions = {
+  number: 0,
+  minor: 0,
+  userSizeSectors: 0,
+  alExtents: 1237,
+  onIoError: 'detach',
+  fencing: 'dont-care',
+  suspendOnNoData: false,
+  diskFlushes: true,
+  resyncRateKibPerSecond: 250,
+  planAheadTenths: 20,
+  delayTargetTenths: 10,
+  fillTargetSectors: 100,
+  maxRateKibPerSecond: 102_400,
+  minRateKibPerSecond: 250,
+};
+
+export type MetaPlacement = 'internal' | 'flexible' | 'indexed';
+
+export interface HeadOptions {
+  readonly dataBytes: number;
+  readonly meta: MetaPlacement;
+  readonly disk: DiskTiming;
+  readonly metaDisk: DiskTiming;
+  readonly net: NetOptions & EstablishOptions;
+  readonly volume: VolumeOptions;
+  readonly mutations: Mutations;
+}
+
+/** One machine: platters that survive, and at most one process that runs the production driver over them. */
+export class Head {
+  readonly data: Platter;
+  readonly metaPlatter: Platter;
+  readonly log: string[] = [];
+  runtime: ResourceRuntime | undefined;
+  memory: SimMemory | undefined;
+  process: Owner = { alive: false };
+  dataFile: SimFile | undefined;
+  metaFile: SimFile | undefined;
+  /** Grows with every start. */
+  incarnation = 0;
+  onEvent: (event: ResourceEvent) => void = () => {};
+
+  constructor(
+    readonly world: World,
+    readonly fabric: Fabric,
+    readonly name: string,
+    readonly peerName: string,
+    private readonly prng: Prng,
+    readonly options: HeadOptions,
+  ) {
+    this.data = new Platter(options.dataBytes, prng.fork());
+    this.metaPlatter = options.meta === 'internal' ? this.data : new Platter(metaBytes(options), prng.fork());
+    this.createMetadata();
+  }
+
+  /** What `drbdadm create-md` leaves. */
+  private createMetadata(): void {
+    const layout = this.layout;
+    const block = new Uint8Array(4096);
+    encodeInitializedBlock(block);
+    for (let index = 0; index < layout.alBlocks; index++)
+      this.metaPlatter.fill((layout.activityLogSector + index * 8) * 512, block);
+    encodeSuperblock(newSuperblock(layout), block);
+    this.metaPlatter.fill(layout.superblockSector * 512, block);
+  }
+
+  get layout() {
+    return computeLayout({
+      kind: this.options.meta,
+      ...(this.options.meta === 'indexed' ? { index: 0 } : {}),
+      backingSizeSectors: this.data.sizeBytes / 512,
+      metaSizeSectors: this.metaPlatter.sizeBytes / 512,
+    });
+  }
+
+  get isRunning(): boolean {
+    return this.process.alive;
+  }
+
+  /** Starts the process; nothing is attached or connected yet. */
+  start(): void {
+    const owner: Owner = { alive: true };
+    this.process = owner;
+    this.incarnation++;
+    const { world, options } = this;
+    const prng = this.prng.fork();
+    const memory = new SimMemory(POOL_BYTES);
+    this.memory = memory;
+    const network = new SimNetwork(this.fabric, this.name, owner, memory, prng.fork());
+    this.runtime = new ResourceRuntime(
+      {
+        name: 'data',
+        self: { host: this.name, port: PORT },
+        peer: { host: this.peerName, port: PORT },
+        net: options.net,
+        volumes: [options.volume],
+      },
+      {
+        memory,
+        network,
+        fraction: () => prng.unit(),
+        randomBytes: (count) => Uint8Array.from({ length: count }, () => prng.between(0, 255)),
+        defer: (run) => world.after(0, owner, run),
+      },
+      {
+        onEvent: (event) => {
+          this.log.push(`${world.nowMs.toFixed(3)} ${this.name} ${describeEvent(event)}`);
+          if (this.log.length > 400) this.log.shift();
+          this.onEvent(event);
+        },
+      },
+      options.mutations,
+    );
+    this.tick();
+  }
+
+  private tick(): void {
+    const { runtime, process } = this;
+    runtime!.tick(this.world.nowMs);
+    this.world.after(100, process, () => this.tick());
+  }
+
+  attach(done: (code: number, reason: string) => void): void {
+    const { world, process, memory, options } = this;
+    const data = new SimFile(world, process, memory!, this.prng.fork(), this.data, options.disk);
+    this.dataFile = data;
+    const meta =
+      this.metaPlatter === this.data
+        ? data
+        : new SimFile(world, process, memory!, this.prng.fork(), this.metaPlatter, options.metaDisk);
+    this.metaFile = meta;
+    this.runtime!.attach(
+      0,
+      { data, meta, metaKind: options.meta, ...(options.meta === 'indexed' ? { metaIndex: 0 } : {}) },
+      done,
+    );
+  }
+
+  /** The machine loses power: the process is gone, so is what its disks had not flushed. */
+  crash(): void {
+    this.process.alive = false;
+    this.runtime = undefined;
+    this.data.powerLoss();
+    if (this.metaPlatter !== this.data) this.metaPlatter.powerLoss();
+  }
+
+  /** The kernel is up again: old connections are answered with a reset. */
+  reboot(): void {
+    this.fabric.resetHost(this.name);
+    this.start();
+  }
+
+  get status() {
+    return this.runtime!.status().volumes[0]!;
+  }
+}
+
+function metaBytes(options: HeadOptions): number {
+  return options.meta === 'indexed' ? 128 * 1024 * 1024 : 4 * 1024 * 1024;
+}
+
+function describeEvent(event: ResourceEvent): string {
+  switch (event.kind) {
+    case 'state':
+      return `state ${event.to}`;
+    case 'log':
+      return `${event.level}: ${event.message}`;
+    case 'helper':
+      return `helper ${event.name}`;
+    case 'splitBrain':
+      return `split brain: ${event.message}`;
+    case 'connection':
+      return `connection ${event.state}: ${event.reason}`;
+  }
+}
