@@ -55,6 +55,8 @@ struct Shared {
     /// Called with the number of completion records.
     deliver: Cell<sys::napi_ref>,
     context: Cell<sys::napi_async_context>,
+    /// The reference that the environment's cleanup hook holds, as it was given to it.
+    kept: Cell<*const Shared>,
     pool: Arc<Pool>,
     /// Zeroed memory of AREA_BYTES; owned here and by the ArrayBuffer over it.
     area: Arc<AreaMemory>,
@@ -188,6 +190,15 @@ impl Shared {
                 sys::napi_async_destroy(self.env, context);
             }
         }
+        let kept = self.kept.replace(ptr::null());
+        if !kept.is_null() {
+            // SAFETY: the pair that `start` registered; whoever called us holds another reference.
+            unsafe {
+                let data = kept.cast_mut().cast();
+                sys::napi_remove_env_cleanup_hook(self.env, Some(on_environment_end), data);
+                drop(Rc::from_raw(kept));
+            }
+        }
     }
 }
 
@@ -203,8 +214,12 @@ unsafe extern "C" fn on_prepare(handle: *mut Handle) {
 }
 
 unsafe extern "C" fn on_environment_end(data: *mut c_void) {
-    // SAFETY: `data` came from Rc::into_raw in `start`; this hook runs once.
-    let shared = unsafe { Rc::from_raw(data.cast::<Shared>().cast_const()) };
+    // SAFETY: `data` came from Rc::into_raw in `start`; `close` gives that reference back, so one more is held here.
+    let shared = unsafe {
+        let shared = data.cast::<Shared>().cast_const();
+        Rc::increment_strong_count(shared);
+        Rc::from_raw(shared)
+    };
     shared.close();
 }
 
@@ -278,6 +293,7 @@ impl NativeRing {
             hook: RefCell::new(None),
             deliver: Cell::new(ptr::null_mut()),
             context: Cell::new(ptr::null_mut()),
+            kept: Cell::new(ptr::null()),
             pool,
             area: memory,
         };
@@ -334,9 +350,12 @@ impl NativeRing {
         let fd = hook.backend_fd();
         *self.shared.hook.borrow_mut() = Some(hook);
         self.shared.with(|core| core.watch(fd));
-        let kept = Rc::into_raw(self.shared.clone()).cast_mut().cast();
-        // SAFETY: `kept` stays valid until the hook takes it back.
-        let status = unsafe { sys::napi_add_env_cleanup_hook(raw, Some(on_environment_end), kept) };
+        let kept = Rc::into_raw(self.shared.clone());
+        self.shared.kept.set(kept);
+        // SAFETY: `kept` stays valid until `close` takes it back and removes the hook.
+        let status = unsafe {
+            sys::napi_add_env_cleanup_hook(raw, Some(on_environment_end), kept.cast_mut().cast())
+        };
         check(status, "napi_add_env_cleanup_hook")
     }
 
