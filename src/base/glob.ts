@@ -2,7 +2,8 @@
  * Whether `text` matches a shell pattern: `*` any run (also empty), `?` any one character, `[a-z]`, `[!a-z]` a set,
  * backslash takes the next character literally. Nothing is special about dots or slashes. An unclosed `[` is a literal.
  *
- * Takes at most pattern length times text length steps, so neither side may be hostile and long at once: callers cap both.
+ * Takes at most pattern length times text length steps, so callers cap both where they are
+ * hostile.
  */
 export function matchesGlob(pattern: string, text: string): boolean {
   let patternIndex = 0;

@@ -26,7 +26,8 @@ Examples:
   drbdts dump --json data         what this host will run: defaults filled in, units named
   drbdts -c new.conf dump -d      a file that is not installed yet
 
-Exit codes: 0 printed, 1 no such resource, 10 invalid configuration or an address that is not on this host, 20 no file.`;
+Exit codes: 0 printed, 1 no such resource, 10 invalid configuration or an address that is not on this host,
+20 no file.`;
 
 /** `drbdts dump`: what was understood of the configuration. */
 export const dumpCommand: CliCommand = {
@@ -95,7 +96,7 @@ function chooseResources(
 ): readonly string[] {
   for (const name of names) {
     const resource = config.resources.find((candidate) => candidate.name === name);
-    // resolveResource has the sentence that says which names are known; only a resource for this host may still fail there.
+    // resolveResource has the sentence that says which names are known.
     if (!resource || !isForHost(resource, nodeName, { localAddresses }))
       resolveResource(config, name, nodeName, { localAddresses });
   }

@@ -26,7 +26,8 @@ Examples:
   drbdts lint
   drbdts lint /etc/drbd.d/data.res --fix
 
-Exit codes: 0 nothing to complain about (or all of it repaired), 1 a file cannot be written, 10 something is wrong, 20 no file.`;
+Exit codes: 0 nothing to complain about (or all of it repaired), 1 a file cannot be written, 10 something is wrong,
+20 no file.`;
 
 /** `drbdts lint [FILE] [--fix]`: checks a configuration and repairs mechanical damage. */
 export const lintCommand: CliCommand = {

@@ -2,7 +2,7 @@ import { OperatorError } from '../base/errors.js';
 
 /** Where something stands in a file an operator wrote. */
 export interface Position {
-  /** The file as the operator would name it: the main path as given, an included one as its include statement spells it. */
+  /** The file as the operator would name it: the main path as given, others as their include statement spells them. */
   readonly file: string;
   /** The full path, for tools that must open the file again. */
   readonly path: string;
@@ -39,7 +39,8 @@ export function formatDiagnostic(diagnostic: Diagnostic): string {
 
 /**
  * A configuration that cannot be used. `diagnostics` holds every error (and the warnings met on the way) in the order
- * in which they were found; a syntax error is always the last one. `exitCode` is 10 (invalid) or 20 (main file missing).
+ * in which they were found; a syntax error is always the last one. `exitCode` is 10 (invalid) or 20
+ * (main file missing).
  */
 export class ConfigError extends OperatorError {
   constructor(
@@ -113,7 +114,7 @@ export function closestWord(word: string, candidates: Iterable<string>): string 
   return best;
 }
 
-/** Insertions, deletions, substitutions and swaps of neighbours (the commonest slip of the fingers), each counting one. */
+/** Insertions, deletions, substitutions and swaps of neighbours (the commonest slip), each counting one. */
 function editDistance(left: string, right: string): number {
   let beforePrevious: number[] = [];
   let previous = Array.from({ length: right.length + 1 }, (_, index) => index);

@@ -120,6 +120,10 @@ const MAX_INCLUDE_DEPTH = 16;
 const MAX_FILES = 1024;
 const MAX_TOTAL_BYTES = 16 * 1024 * 1024;
 const MAX_VOLUME = 65535;
+/** More than any setup has; they bound what a file can make us build, since hosts and volumes multiply. */
+const MAX_HOSTS = 32;
+const MAX_VOLUMES = 256;
+const MAX_SETTINGS = 1000;
 const MAX_MINOR = 1048575;
 
 const EXPECTED = {
@@ -357,6 +361,13 @@ class Parser {
     return min;
   }
 
+  /** Stops where a file asks for more of something than anyone needs. */
+  #limit(what: string, count: number, most: number, at: Position): void {
+    if (count <= most) return;
+    this.diagnostics.error(at, `too many ${what}, expected at most ${most}`);
+    throw new SyntaxStop();
+  }
+
   /** Registers something that may exist once, and records a conflict with both places if it exists already. */
   #claim(kind: string, key: string, at: Position): boolean {
     const full = `${kind} '${key}'`;
@@ -417,7 +428,8 @@ class Parser {
     if (text.length > MAX_CONFIG_FILE_BYTES || this.#totalBytes > MAX_TOTAL_BYTES || this.#files.length > MAX_FILES) {
       this.diagnostics.error(
         top,
-        `too much configuration, expected at most ${MAX_CONFIG_FILE_BYTES} bytes in a file, ${MAX_TOTAL_BYTES} in all, ${MAX_FILES} files`,
+        `too much configuration, expected at most ${MAX_CONFIG_FILE_BYTES} bytes in a file, ` +
+          `${MAX_TOTAL_BYTES} in all, ${MAX_FILES} files`,
       );
       throw new SyntaxStop();
     }
@@ -525,8 +537,9 @@ class Parser {
     sections?: SectionsDraft,
   ): void {
     const expected = section === 'global' ? EXPECTED.global : section === 'syncer' ? EXPECTED.syncer : EXPECTED.option;
-    for (;;) {
+    for (let count = 0; ; count++) {
       const token = this.#lexer.peek();
+      this.#limit('statements in one section', count, MAX_SETTINGS, this.#lexer.at(token));
       if (this.#is(token, ';')) {
         this.#skipEmptyStatement();
         continue;
@@ -562,7 +575,7 @@ class Parser {
     this.diagnostics.warn(this.#lexer.at(token), message);
   }
 
-  /** Says once of a performance or safety option that it is kept but does nothing, if it asks for anything but the default. */
+  /** Says once of a net or disk option that it is kept but does nothing, if it asks for anything but the default. */
   #noteIfWithoutEffect(definition: OptionDefinition, token: Token, setting: Setting): void {
     const { section, type, treatment, name } = definition;
     if (treatment !== 'note' || (section !== 'net' && section !== 'disk')) return;
@@ -582,6 +595,7 @@ class Parser {
   #parseProxyPlugins(into: string[]): void {
     this.#expect('{');
     while (!this.#is(this.#lexer.peek(), '}')) {
+      this.#limit('plugin statements', into.length + 1, MAX_SETTINGS, this.#lexer.at(this.#lexer.peek()));
       const statement = [];
       while (!this.#is(this.#lexer.peek(), ';')) statement.push(this.#value('a plugin option').text);
       this.#expect(';');
@@ -785,6 +799,8 @@ class Parser {
   #newHost(resource: ResourceDraft, kind: HostConfig['kind'], names: string[], position: Position): HostDraft {
     const host: HostDraft = { kind, names, position, volumes: new Map(), disk: [], options: [] };
     resource.hosts.push(host);
+    this.#limit('hosts', resource.hosts.length, MAX_HOSTS, position);
+    this.#limit('names of one host', names.length, MAX_HOSTS, position);
     for (const name of names) this.#claim('host section', `${resource.scope}: on ${name}`, position);
     return host;
   }
@@ -910,8 +926,7 @@ class Parser {
     let volume = volumes.get(0);
     if (!volume) {
       volume = { number: 0, isImplicit: true, position: at, diskOptions: [], positions: {} };
-      if ([...volumes.values()].some((other) => !other.isImplicit))
-        this.diagnostics.error(at, 'mixing explicit and implicit volumes is not allowed');
+      if (volumes.size > 0) this.diagnostics.error(at, 'mixing explicit and implicit volumes is not allowed');
       volumes.set(0, volume);
     } else if (!volume.isImplicit) this.diagnostics.error(at, 'mixing explicit and implicit volumes is not allowed');
     return volume;
@@ -920,10 +935,12 @@ class Parser {
   #parseVolume(volumes: Map<number, VolumeDraft>, scope: string, at: Position): void {
     const number = this.#integer('volume', 0, MAX_VOLUME);
     this.#claim('volume section', `${scope}:volume ${number}`, at);
-    if ([...volumes.values()].some((other) => other.isImplicit))
+    // Either there is one implicit volume or all are explicit; any of them tells which.
+    if (volumes.values().next().value?.isImplicit === true)
       this.diagnostics.error(at, 'mixing explicit and implicit volumes is not allowed');
     const volume: VolumeDraft = { number, isImplicit: false, position: at, diskOptions: [], positions: {} };
     volumes.set(number, volume);
+    this.#limit('volumes', volumes.size, MAX_VOLUMES, at);
     this.#expect('{');
     for (;;) {
       if (this.#skipEmptyStatement()) continue;
@@ -1007,7 +1024,8 @@ class Parser {
           at,
           `explicit minor number must match with device name\n\tTry "device /dev/drbd${minor} minor ${minor};",\n` +
             '\tor leave off either device name or explicit minor.\n' +
-            "\tArbitrary device names must start with /dev/drbd_\n\tmind the '_'! (/dev/ is optional, but drbd_ is required)",
+            '\tArbitrary device names must start with /dev/drbd_\n' +
+            "\tmind the '_'! (/dev/ is optional, but drbd_ is required)",
         );
         return undefined;
       }
@@ -1070,7 +1088,8 @@ class Parser {
         if (!peer)
           this.diagnostics.error(
             host,
-            `in resource ${resource.name}, on ${host.names[0]} { ... }: volume ${volume.number} not defined on ${other.names[0]}`,
+            `in resource ${resource.name}, on ${host.names[0]} { ... }: ` +
+              `volume ${volume.number} not defined on ${other.names[0]}`,
           );
         else if (peer.isImplicit !== volume.isImplicit && hosts.indexOf(host) < hosts.indexOf(other))
           this.diagnostics.error(
@@ -1199,7 +1218,8 @@ class Parser {
         if (!isKnown)
           this.diagnostics.error(
             setting,
-            `in resource ${resource.name}:\n\tresource '${setting.value}' mentioned in 'resync-after' option is not known.`,
+            `in resource ${resource.name}:\n` +
+              `\tresource '${setting.value}' mentioned in 'resync-after' option is not known.`,
           );
       }
     }
@@ -1227,7 +1247,8 @@ class Parser {
       if (!hosts.has(name) && resource.hosts.some((host) => host.kind === 'on'))
         this.diagnostics.error(
           setting,
-          `in resource ${resource.name}:\n\tbecome-primary-on contains '${name}', which is not named with the 'on' sections.`,
+          `in resource ${resource.name}:\n` +
+            `\tbecome-primary-on contains '${name}', which is not named with the 'on' sections.`,
         );
   }
 
@@ -1264,7 +1285,8 @@ class Parser {
         if (timeout.number >= seconds * 10)
           this.diagnostics.warn(
             timeout,
-            `in resource ${resource.name}:\n\ttimeout ${timeout.number} (0.1 s) is not shorter than ${other} ${seconds} (s)`,
+            `in resource ${resource.name}:\n` +
+              `\ttimeout ${timeout.number} (0.1 s) is not shorter than ${other} ${seconds} (s)`,
           );
       }
   }

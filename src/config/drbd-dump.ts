@@ -143,7 +143,8 @@ function dumpResource(resource: ResourceConfig, options: DumpOptions, out: strin
   const isStacked = resource.hosts.some((host) => host.kind === 'stacked');
   out.push(
     `# resource ${quoteValue(resource.name)} on ${options.nodeName}: ` +
-      `${isForHost(resource, options.nodeName, where) ? 'not ignored' : 'ignored'}, ${isStacked ? 'stacked' : 'not stacked'}`,
+      `${isForHost(resource, options.nodeName, where) ? 'not ignored' : 'ignored'}, ` +
+      (isStacked ? 'stacked' : 'not stacked'),
     `# defined at ${resource.path}:${resource.line}`,
     `resource ${quoteName(resource.name)} {`,
   );

@@ -150,7 +150,7 @@ export function parseExports(texts: readonly ExportsText[]): { table: ExportTabl
   return { table: deepFreeze(table), warnings: diagnostics.warnings };
 }
 
-/** Reads /etc/exports (or `mainPath`) and `mainPath.d/*.exports`, in the order exportfs takes them. A missing file is empty. */
+/** Reads /etc/exports (or `mainPath`) and `mainPath.d/*.exports`, in exportfs's order. A missing file is empty. */
 export function readExports(source: ConfigSource, mainPath = '/etc/exports'): ExportsText[] {
   const paths = [mainPath, ...source.glob(`${mainPath}.d/*.exports`)];
   return paths.flatMap((path) => {
@@ -197,8 +197,8 @@ interface Word {
 }
 
 /**
- * Splits a line into words at blanks outside quotes; a `#` starts a comment where a word could start. The words are raw:
- * quotes and escapes are still in them. Undefined (with an error recorded) if a quote is not closed.
+ * Splits a line into words at blanks outside quotes; a `#` starts a comment where a word could start. The words are
+ * raw: quotes and escapes are still in them. Undefined (with an error recorded) if a quote is not closed.
  */
 function splitWords(line: LogicalLine, diagnostics: DiagnosticList): Word[] | undefined {
   const words: Word[] = [];
@@ -389,7 +389,8 @@ function parseNetwork(text: string, at: Position, diagnostics: DiagnosticList): 
   if (prefixLength === undefined) {
     diagnostics.error(
       at,
-      `'${mask!.slice(0, 40)}' is no mask, expected 0..${bits}${v4 ? ' or a contiguous mask such as 255.255.255.0' : ''}`,
+      `'${mask!.slice(0, 40)}' is no mask, expected 0..${bits}` +
+        (v4 ? ' or a contiguous mask such as 255.255.255.0' : ''),
     );
     return undefined;
   }
@@ -404,7 +405,7 @@ function parseNetwork(text: string, at: Position, diagnostics: DiagnosticList): 
   return normalizeMapped(v4 ? 'ipv4' : 'ipv6', network, prefixLength);
 }
 
-/** `::ffff:10.0.0.0/120` is 10.0.0.0/24: sources are normalised to IPv4, so the networks they are compared with must be too. */
+/** `::ffff:10.0.0.0/120` is 10.0.0.0/24: sources are normalised to IPv4, so networks must be too. */
 function normalizeMapped(family: 'ipv4' | 'ipv6', bytes: number[], prefixLength: number): ClientSpecifier {
   const isMapped =
     family === 'ipv6' &&

@@ -6,7 +6,7 @@ export interface IpAddress {
   readonly zone?: string;
 }
 
-/** Reads dotted decimal with four groups of 0..255; undefined if it is anything else (octal and short forms included). */
+/** Reads dotted decimal with four groups of 0..255; undefined if it is anything else, short forms included. */
 export function parseIpv4(text: string): Uint8Array | undefined {
   const match = /^([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})$/.exec(text);
   if (!match) return undefined;

@@ -1,6 +1,6 @@
 import type { Position, TextFix } from './diagnostic.js';
 
-/** `other` is any character that belongs to no token; `bad` a token the lexer itself must refuse (`problem` says why). */
+/** `other` is any character that belongs to no token; `bad` a token the lexer itself refuses (`problem` says why). */
 export type TokenKind = 'word' | 'number' | 'ipv4' | 'string' | 'punctuation' | 'other' | 'bad' | 'end';
 
 export interface Token {

@@ -1,5 +1,5 @@
 /**
- * The option catalogue of drbd.conf as data: what may be written where, its unit and limits, and what drbdts does with it.
+ * The option catalogue of drbd.conf as data: what may be written where, its unit and limits, what drbdts does with it.
  *
  * Numbers are DRBD 8.4's (drbd_limits.h and the option tables of drbdadm 8.4); where drbdts differs a comment says so.
  */
@@ -326,7 +326,7 @@ const SUFFIX_SIZE: Readonly<Record<string, number>> = { s: 512, k: 1024, m: 1024
  * Reads a number with at most one suffix letter (`s` sectors, K, M, G powers of 1024) into an option's own unit; finer
  * than the unit is rounded up, as DRBD does. A bare number is in the unit already.
  *
- * @returns the number, a safe integer (capped at 2^53 - 1, which every range check refuses), or undefined if `raw` is no number
+ * @returns the number, a safe integer (capped at 2^53 - 1, which every range check refuses); undefined if `raw` is none
  */
 export function parseNumber(raw: string, unit: OptionUnit): number | undefined {
   const match = /^([0-9]{1,32})([KMGkmgs]?)$/.exec(raw);

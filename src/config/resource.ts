@@ -248,7 +248,7 @@ export function resolveGlobal(config: DrbdConfig): GlobalOptions {
  * Whether the addresses this host should listen on are configured here. Empty if all are, or if the config says
  * `disable-ip-verification`.
  *
- * @returns one text per missing address, in the shape `file:line: in resource data, on HOST:\n\tIP ... not found on this host.`
+ * @returns one text per missing address: `file:line: in resource data, on HOST:\n\tIP ... not found on this host.`
  */
 export function missingAddresses(config: DrbdConfig, nodeName: string, localAddresses: readonly string[]): string[] {
   if (config.global.some((setting) => setting.name === 'disable-ip-verification')) return [];
@@ -291,7 +291,8 @@ function notForThisHost(resource: ResourceConfig, nodeName: string): OperatorErr
   if (names.length > 0) lines.push(`this host is "${nodeName}", the config knows "${names.join('", "')}"`);
   if (close !== undefined)
     lines.push(
-      `if this host is meant by "${close}", write "on ${nodeName}" in ${resource.path} on both hosts, or rename the host`,
+      `if this host is meant by "${close}", write "on ${nodeName}" in ${resource.path} on both hosts, ` +
+        'or rename the host',
     );
   return new OperatorError(lines.join('\n'), 1, 'not-defined');
 }

@@ -5,7 +5,7 @@
 export interface ConfigSource {
   /** The text of a file (UTF-8, damaged bytes replaced), or undefined if it cannot be opened. */
   read(path: string): string | undefined;
-  /** Paths matching a shell pattern (`*`, `?`, `[...]`), sorted; a dot at the start of a name is only matched literally. */
+  /** Paths matching a shell pattern (`*`, `?`, `[...]`), sorted; a leading dot of a name is only matched literally. */
   glob(pattern: string): string[];
   /** The path with symbolic links resolved; the same file has one real path. Returns `path` if it does not exist. */
   realPath(path: string): string;

@@ -219,6 +219,14 @@ describe('includes', () => {
     expect(() => loadConfig(source, '/etc/drbd.conf')).toThrow("drbd.d/x.res:2: Parse error: 'global | common");
   });
 
+  it.each([
+    ['hosts', `resource r { ${Array.from({ length: 33 }, (_, n) => `on h${n} { }`).join(' ')} }`],
+    ['volumes', `resource r { ${Array.from({ length: 257 }, (_, n) => `volume ${n} { }`).join(' ')} }`],
+    ['statements in one section', `common { net { ${'timeout 60; '.repeat(1001)} } }`],
+  ])('too many %s are refused', (what, text) => {
+    expect(errorsOf(text)).toContain(`too many ${what}, expected at most`);
+  });
+
   it('end at 16 levels', () => {
     const files: Record<string, string> = {};
     for (let level = 0; level < 40; level++) files[`/f${level}`] = `include "/f${level + 1}";`;
@@ -427,6 +435,9 @@ describe('hostile input', () => {
     ['a quote that never closes', `"${'x'.repeat(1_000_000)}`],
     ['ninety thousand warnings', `resource r { ${';'.repeat(900_000)} ${HOSTS} }`],
     ['a hundred thousand bad options', `resource r { net { ${'timeout 0; '.repeat(90_000)} } ${HOSTS} }`],
+    ['sixty thousand volumes', `resource r { ${Array.from({ length: 60_000 }, (_, n) => `volume ${n}{}`).join('')} }`],
+    ['sixty thousand hosts', `resource r { ${Array.from({ length: 60_000 }, (_, n) => `on h${n}{}`).join('')} }`],
+    ['a host of many names', `resource r { on ${Array.from({ length: 60_000 }, (_, n) => `h${n}`).join(' ')} { } }`],
     ['a comment that is all', `#${'x'.repeat(1_000_000)}`],
     ['more than a mebibyte', ' '.repeat(1024 * 1024 + 1)],
   ])('%s', (_, text) => survives(text));
