@@ -242,6 +242,8 @@ class NbdClient implements ConnectionHandler {
   /** Bytes ever handed to the connection, to see whether the client takes any. */
   private sentBytes = 0;
   private takenBytes = 0;
+  /** This client's part of the server's `unsentBytes`. */
+  private unsentBytes = 0;
   private idleTicks = 0;
 
   constructor(
@@ -324,6 +326,8 @@ class NbdClient implements ConnectionHandler {
     assert(!this.isClosed, 'a connection closes once');
     this.isClosed = true;
     if (errno !== 0) this.server.log?.info({ peer: this.peer, errno }, 'nbd: connection lost');
+    this.server.unsentBytes -= this.unsentBytes;
+    this.unsentBytes = 0;
     // What was not started is dropped before it reaches the engine: the client may send it again on a new connection,
     // and a leftover must not land on top of newer data. What was submitted keeps its range until it is done.
     while (this.queueHead !== undefined) {
@@ -520,7 +524,7 @@ class NbdClient implements ConnectionHandler {
     if (slot.command === NBD_CMD_READ) {
       const mask = this.sectorMask;
       const cover = slot.aligned ? slot.lengthBytes : ((slot.offsetLow & mask) + slot.lengthBytes + mask) & ~mask;
-      const block = this.server.admits(charged) ? this.memory.allocate(cover) : NO_PAYLOAD;
+      const block = this.server.admits(this, charged) ? this.memory.allocate(cover) : NO_PAYLOAD;
       if (block < 0) {
         this.server.starve(this);
         return false;
@@ -732,6 +736,14 @@ class NbdClient implements ConnectionHandler {
   private send(headerLength: number, payload: number, payloadLength: number): void {
     this.connection.send(this.server.replies.bytes, headerLength, payload, payloadLength);
     this.sentBytes += headerLength + payloadLength;
+    if (payload !== NO_PAYLOAD) this.noteUnsent();
+  }
+
+  /** Brings the server's sum of unsent bytes up to date with this connection. */
+  noteUnsent(): void {
+    const queuedBytes = this.connection.queuedBytes;
+    this.server.unsentBytes += queuedBytes - this.unsentBytes;
+    this.unsentBytes = queuedBytes;
   }
 
   /** Bytes of the whole sectors that a READ or WRITE touches. */
@@ -770,6 +782,8 @@ export class NbdServer implements BlockFront {
   readonly runs = new BlockStatusRuns();
   /** @internal Payload bytes of all clients at the target. */
   inFlightBytes = 0;
+  /** @internal Replies queued at connections, as last seen; see `noteUnsent`. */
+  unsentBytes = 0;
 
   readonly #ring: Ring;
   readonly #exports = new Map<string, NbdExport>();
@@ -915,9 +929,16 @@ export class NbdServer implements BlockFront {
     slot.client!.modify(slot);
   }
 
-  /** @internal Whether all clients together may have so much more in flight. */
-  admits(bytes: number): boolean {
-    return this.inFlightBytes === 0 || this.inFlightBytes + bytes <= this.#maxInFlightBytes;
+  /**
+   * @internal Whether a client may have so much more in flight. All together keep half of the pool free for others, unsent
+   * replies included, but nobody is kept from having one request.
+   */
+  admits(client: NbdClient, bytes: number): boolean {
+    if (client.inFlight === 0) return true;
+    if (this.inFlightBytes + this.unsentBytes + bytes <= this.#maxInFlightBytes) return true;
+    // What clients took since they were last sent something is not in the sum yet.
+    for (const each of this.#clients) if (!each.isClosed) each.noteUnsent();
+    return this.inFlightBytes + this.unsentBytes + bytes <= this.#maxInFlightBytes;
   }
 
   /** @internal The client is looked at again when something ends, or a little later: others use the pool, too. */

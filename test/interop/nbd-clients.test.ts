@@ -354,6 +354,58 @@ it.each([
   expect(await rawExchange(bytes, 1)).toHaveLength(0);
 });
 
+it('sessions of real clients, with bytes changed, end one connection each and hurt nobody', async () => {
+  const path = join(import.meta.dirname, '../vectors/nbd/sessions.json');
+  const { sessions } = JSON.parse(readFileSync(path, 'utf8')) as {
+    sessions: { clientNegotiation: string; requests: string[] }[];
+  };
+  let state = 20261122;
+  const random = (below: number) => {
+    state = (Math.imul(state, 1103515245) + 12345) >>> 0;
+    return Math.floor((state / 2 ** 32) * below);
+  };
+  const one = (index: number) =>
+    new Promise<void>((resolve, reject) => {
+      const { clientNegotiation, requests } = sessions[index % sessions.length]!;
+      const bytes = Buffer.from(clientNegotiation + requests.join(''), 'hex');
+      for (let change = 0; change < 3; change++) bytes[random(bytes.length)] = random(256);
+      const socket = connect(tcp.port, '127.0.0.1', () => {
+        const cut = random(bytes.length);
+        socket.write(bytes.subarray(0, cut));
+        socket.write(bytes.subarray(cut));
+        setTimeout(() => socket.destroy(), 20);
+      });
+      socket.on('data', () => {});
+      socket.on('error', (error: NodeJS.ErrnoException) => (error.code === 'ECONNRESET' ? undefined : reject(error)));
+      socket.on('close', () => resolve());
+    });
+  for (let round = 0; round < 10; round++)
+    await Promise.all(Array.from({ length: 20 }, (_, index) => one(round * 20 + index)));
+  expect(parseReplies(await rawExchange(write(2, 0, Buffer.alloc(512)), 16))).toMatchObject([{ cookie: 2, error: 0 }]);
+});
+
+it('200 connections that never say anything keep nobody out', async () => {
+  const idle = Array.from({ length: 200 }, () => connect(tcp.port, '127.0.0.1').on('error', () => {}));
+  await Promise.all(idle.map((socket) => new Promise((resolve) => socket.once('connect', resolve))));
+  expect(parseReplies(await rawExchange(write(2, 0, Buffer.alloc(512)), 16))).toMatchObject([{ cookie: 2, error: 0 }]);
+  for (const socket of idle) socket.destroy();
+});
+
+it.runIf(nbdsh)('a client that reads late gets all its replies', async () => {
+  const found = await python(
+    uris.unix,
+    `
+import time
+buffers = [nbd.Buffer(1 << 20) for _ in range(100)]
+for n, buffer in enumerate(buffers): h.aio_pread(buffer, n << 20)
+time.sleep(0.3)
+while h.aio_in_flight() > 0: h.poll(-1)
+print(json.dumps(sum(len(buffer.to_bytearray()) for buffer in buffers)))
+`,
+  );
+  expect(found).toBe(100 * MIB);
+});
+
 it('is left by all clients', async () => {
   for (let round = 0; round < 100 && server.clientCount('data') > 0; round++)
     await new Promise((resolve) => setTimeout(resolve, 20));

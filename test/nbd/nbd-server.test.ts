@@ -425,16 +425,39 @@ describe('nbd server: limits', () => {
     expect(parseReplies(client.read(), () => 32 * MIB).map(({ cookie }) => cookie)).toEqual([0, 1, 2]);
   });
 
-  it('keeps half of the pool free of all clients together', () => {
+  it('all clients together keep half of the pool free, but everyone may have one request', () => {
     build(64 * MIB);
     const clients = [attach(), attach(), attach()];
     world.ring.diskStopped = true;
-    for (const client of clients) client.write(request(Command.READ, 1, 0, 32 * MIB));
-    world.ring.settle();
-    expect(world.ring.disk).toHaveLength(2);
+    const reads = Buffer.concat([0, 1].map((cookie) => request(Command.READ, cookie, 0, 32 * MIB)));
+    for (const client of clients) {
+      client.write(reads);
+      world.ring.settle();
+    }
+    // Half of 160 MiB: the first client has both, the others one each.
+    expect(world.ring.disk).toHaveLength(4);
     world.ring.diskStopped = false;
     world.ring.settle();
-    for (const client of clients) expect(parseReplies(client.read(), () => 32 * MIB)).toHaveLength(1);
+    for (const client of clients) expect(parseReplies(client.read(), () => 32 * MIB)).toHaveLength(2);
+  });
+
+  it('replies that nobody takes count, until they are taken', () => {
+    build(64 * MIB);
+    const [stuck, other] = [attach(), attach()];
+    stuck.reads = false;
+    const reads = (count: number) =>
+      Buffer.concat(Array.from({ length: count }, (_, cookie) => request(Command.READ, cookie, 0, 32 * MIB)));
+    stuck.write(reads(2));
+    world.ring.settle();
+    world.ring.diskStopped = true;
+    other.write(reads(2));
+    world.ring.settle();
+    expect(world.ring.disk).toHaveLength(1);
+    stuck.startReading();
+    world.ring.diskStopped = false;
+    world.ring.settle();
+    expect(parseReplies(other.read(), () => 32 * MIB)).toHaveLength(2);
+    expect(parseReplies(stuck.read(), () => 32 * MIB)).toHaveLength(2);
   });
 
   it('a client that does not read its replies stops being served, others go on', () => {
