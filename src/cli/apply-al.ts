@@ -24,8 +24,8 @@ const KIB_PER_BIT = 4;
 const EXIT_NO_ACTIVITY_LOG = 1;
 
 /**
- * Makes unclean metadata clean: what the activity log names as possibly in flight is marked out of sync if this node was
- * Primary, then the log is reinitialised. Bitmap, log and superblock are each on stable storage before the next is
+ * Makes unclean metadata clean: what the activity log names as possibly in flight is marked out of sync if this node
+ * was Primary, then the log is reinitialised. Bitmap, log and superblock are each on stable storage before the next is
  * touched, so a crash in between only means that it is done again.
  *
  * @returns 0, 255 if there is no metadata, 1 if the log is needed and unusable
@@ -60,7 +60,7 @@ export function applyActivityLog(target: MetadataTarget, environment: Environmen
     if (wasPrimary && replay.transactionBlocks > 0) {
       const bits = markOnDisk(store, replay.hotExtents, layout.bitmapSector, bitmapBytes(superblock.laSizeSectors));
       environment.err(
-        bits > 0
+        replay.hotExtents.length > 0
           ? `Marked additional ${formatSize(bits * KIB_PER_BIT)} as out-of-sync based on AL.\n`
           : 'Nothing to do.\n',
       );
@@ -80,7 +80,9 @@ export function applyActivityLog(target: MetadataTarget, environment: Environmen
   });
 }
 
-/** Sets the bits of `extents` (ascending) in the bitmap on disk, a 4 KiB page at a time. @returns bits that were clear */
+/**
+ * Sets the bits of `extents` (ascending) in the bitmap on disk, a 4 KiB page at a time. @returns bits that were clear
+ */
 function markOnDisk(store: MetadataStore, extents: Uint32Array, bitmapSector: number, lengthBytes: number): number {
   const start = bitmapSector * SECTOR_BYTES;
   let gained = 0;

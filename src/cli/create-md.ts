@@ -215,7 +215,8 @@ function writeFreshMetadata(
   const { file } = store;
   const superblockBytes = layout.superblockSector * SECTOR_BYTES;
   const block = new Uint8Array(BLOCK_BYTES);
-  // An old superblock over a cleared bitmap would claim that everything is in sync. It goes first, the new one comes last.
+  // An old superblock over a cleared bitmap would claim that everything is in sync. It goes first, the new one comes
+  // last.
   file.write(superblockBytes, block);
   file.flush();
   if (!options.json) context.out('initializing activity log\n');

@@ -6,7 +6,8 @@ import { fileConfigSource } from '../io/config-source.js';
 import type { MetadataTarget, ResolveTargets } from './metadata-target.js';
 
 /**
- * Finds the metadata of a resource's volumes on this host, by the configuration; `all` means every resource of the host.
+ * Finds the metadata of a resource's volumes on this host, by the configuration; `all` means every resource of the
+ * host.
  *
  * @throws ConfigError or OperatorError of config/, which say file, line and what was expected
  */

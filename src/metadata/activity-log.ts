@@ -53,11 +53,12 @@ export interface ActivityLogOptions {
  * forgotten. A hit costs a table look-up; a miss takes a free or the least recently used idle slot and queues a change.
  *
  * Protocol of use:
- * 1. `begin(first, last)` answers AL_HOT, AL_WAIT, or an ordinal > 0: references are taken, but the data must wait until
- *    `transactionsCommitted` has reached the ordinal.
- * 2. While `hasQueuedChanges` and not `isTransactionOpen`: `openTransaction()`, write the bitmap pages of `evictedExtent(0..)`
- *    that changed, then `encodeTransaction(block)`, write the block durably, then `transactionCommitted()`. Changes that
- *    arrive meanwhile are queued for the next one. A failed write is a metadata I/O error: the disk is detached.
+ * 1. `begin(first, last)` answers AL_HOT, AL_WAIT, or an ordinal > 0: references are taken, but the data must wait
+ *    until `transactionsCommitted` has reached the ordinal.
+ * 2. While `hasQueuedChanges` and not `isTransactionOpen`: `openTransaction()`, write the bitmap pages of
+ *    `evictedExtent(0..)` that changed, then `encodeTransaction(block)`, write the block durably, then
+ *    `transactionCommitted()`. Changes that arrive meanwhile are queued for the next one. A failed write is a metadata
+ *    I/O error: the disk is detached.
  * 3. `release(first, last)` once per successful `begin`.
  *
  * No method allocates after construction.
@@ -180,6 +181,16 @@ export class ActivityLog {
     if (this.isStarvingNow) {
       this.starvations++;
       return AL_WAIT;
+    }
+    if (first === last) {
+      // The steady state: one extent, hot.
+      const slot = this.find(first);
+      if (slot >= 0) {
+        this.hits++;
+        const pending = this.ordinalOf[slot]!;
+        if (this.references[slot]!++ === 0 && pending === 0) this.unlink(slot);
+        return pending;
+      }
     }
     let missing = 0;
     let idleHits = 0;
@@ -308,8 +319,8 @@ export class ActivityLog {
   }
 
   /**
-   * The open transaction is on stable storage: its extents are hot. Requests whose ordinal is reached may go on; waiting
-   * ones should be tried again.
+   * The open transaction is on stable storage: its extents are hot. Requests whose ordinal is reached may go on;
+   * waiting ones should be tried again.
    */
   transactionCommitted(): void {
     assert(this.isOpen, 'a transaction is open');
@@ -426,16 +437,16 @@ export interface ActivityLogReplay {
   /** Number of the newest transaction, or -1 if there is none. */
   readonly newestTransaction: number;
   /**
-   * Whether `hotExtents` can be believed. False if there is no valid block, or no valid transaction although some block is
-   * damaged; only the very first transaction of a fresh log (block 0) may be torn without another one to go by, because
-   * nothing was written under it yet. If a Primary crashed with an unusable log, everything may be out of sync.
+   * Whether `hotExtents` can be believed. False if there is no valid block, or no valid transaction although some block
+   * is damaged; only the very first transaction of a fresh log (block 0) may be torn without another one to go by,
+   * because nothing was written under it yet. If a Primary crashed with an unusable log, everything may be out of sync.
    */
   readonly isUsable: boolean;
 }
 
 /**
- * Reads an activity log area and computes which extents were hot. Torn and foreign blocks are left out; that is safe for
- * the one block a crash can tear, since a transaction takes effect only once its block is complete.
+ * Reads an activity log area and computes which extents were hot. Torn and foreign blocks are left out; that is safe
+ * for the one block a crash can tear, since a transaction takes effect only once its block is complete.
  *
  * @param area all blocks in the order they lie on disk; borrowed for the call
  * @throws MetadataError `DRBDTS_AL_BAD_SIZE` if `area` is not the ring of the given geometry, or larger than 64 MiB

@@ -40,8 +40,8 @@ function lowestBit(word: number): number {
 }
 
 /**
- * The dirty bitmap of a device: one bit per aligned 4 KiB, 1 = must be resynced. Held completely in memory; bit n is bit
- * n & 7 of byte n >> 3, on disk and here. Bits behind the end of the device are always 0. The number of set bits is
+ * The dirty bitmap of a device: one bit per aligned 4 KiB, 1 = must be resynced. Held completely in memory; bit n is
+ * bit n & 7 of byte n >> 3, on disk and here. Bits behind the end of the device are always 0. The number of set bits is
  * kept up to date by every change; which 4 KiB pages differ from the disk is tracked in page states.
  *
  * Nothing here allocates except the constructor and `resize`; long ranges are handled a word at a time.
@@ -97,8 +97,8 @@ export class Bitmap {
   }
 
   /**
-   * Unmarks the blocks the sectors cover completely; a short last block counts as covered when the range reaches the end
-   * of the device. @returns bits that changed
+   * Unmarks the blocks the sectors cover completely; a short last block counts as covered when the range reaches the
+   * end of the device. @returns bits that changed
    */
   clearRange(sector: number, sizeSectors: number): number {
     this.assertInside(sector, sizeSectors);
@@ -325,24 +325,29 @@ export class Bitmap {
 
   /**
    * ORs little-endian bitmap bytes of the peer in, starting at `byteOffset`. Bits behind the end of the device are
-   * ignored. Changed pages become lazy. The caller has checked the length against `byteLength`. @returns bits gained
+   * ignored. Changed pages become lazy. Offset and length are multiples of 4 (P_BITMAP sends whole 64-bit words), and
+   * the caller has checked them against `byteLength`. @returns bits gained
    */
   mergeBytes(byteOffset: number, from: Uint8Array): number {
     assert(byteOffset >= 0 && byteOffset + from.byteLength <= this.byteLength, 'inside the bitmap');
+    assert(byteOffset % 4 === 0 && from.byteLength % 4 === 0, 'whole words');
+    const view = new DataView(from.buffer, from.byteOffset, from.byteLength);
+    const firstWord = byteOffset / 4;
+    const lastBit = this.bitsNow - 1;
     let gained = 0;
-    for (let index = 0; index < from.byteLength; index++) {
-      const at = byteOffset + index;
-      const old = this.bytes[at]!;
-      let added = from[index]! & ~old;
+    for (let index = 0; index < from.byteLength; index += 4) {
+      const word = firstWord + index / 4;
+      const old = this.words[word]!;
+      let added = view.getUint32(index, true) & ~old;
       if (added === 0) continue;
-      if ((at + 1) * 8 > this.bitsNow) {
-        const valid = this.bitsNow - at * 8;
-        added &= valid <= 0 ? 0 : (1 << valid) - 1;
+      if (word * 32 + 31 > lastBit) {
+        // The exchanged bitmap is padded to whole 64-bit words.
+        added &= word * 32 > lastBit ? 0 : wordMask(word, 0, lastBit);
         if (added === 0) continue;
       }
-      this.bytes[at] = old | added;
+      this.words[word] = old | added;
       gained += popcount(added);
-      this.pages[Math.floor(at / BITMAP_PAGE_BYTES)]! |= PAGE_LAZY;
+      this.pages[Math.floor(word / WORDS_PER_PAGE)]! |= PAGE_LAZY;
     }
     this.setBitsCount += gained;
     return gained;

@@ -23,7 +23,9 @@ const MAX_AL_BLOCKS = 4194304;
 /** Highest slot drbdmeta and the kernel agree on; a wider one would overflow the sector arithmetic of neither. */
 const MAX_INDEX = 0x7fff_ffff;
 
-/** Where metadata lives: at the end of the data itself, on a device of its own, or in slot `index` of a shared device. */
+/**
+ * Where metadata lives: at the end of the data itself, on a device of its own, or in slot `index` of a shared device.
+ */
 export type MetaDiskKind = 'internal' | 'flexible' | 'indexed';
 
 /** What a layout is computed from. Sizes in sectors of 512 bytes. */

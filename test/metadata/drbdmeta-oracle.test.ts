@@ -276,7 +276,7 @@ describe.runIf(requires('drbdmeta', 'drbd-utils'))('drbdmeta agrees', () => {
           if (reference.status === 0) expect(again).toEqual({ status: 0, out: '', err: '' });
         },
       ),
-      { numRuns: 60 },
+      { numRuns: 40 },
     );
   }, 120_000);
 
