@@ -150,7 +150,7 @@ export function parseExports(texts: readonly ExportsText[]): { table: ExportTabl
   return { table: deepFreeze(table), warnings: diagnostics.warnings };
 }
 
-/** Reads /etc/exports (or `mainPath`) and `mainPath.d/*.exports`, in exportfs's order. A missing file is empty. */
+/** Reads /etc/exports (or `mainPath`) and `mainPath.d/*.exports`, in exportfs's order. No file is no exports. */
 export function readExports(source: ConfigSource, mainPath = '/etc/exports'): ExportsText[] {
   const paths = [mainPath, ...source.glob(`${mainPath}.d/*.exports`)];
   return paths.flatMap((path) => {

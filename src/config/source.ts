@@ -3,7 +3,11 @@
  * `io/config-source.ts`, tests use maps.
  */
 export interface ConfigSource {
-  /** The text of a file (UTF-8, damaged bytes replaced), or undefined if it cannot be opened. */
+  /**
+   * The text of a file (UTF-8, damaged bytes replaced), or undefined if there is none.
+   *
+   * @throws OperatorError if there is one and it cannot be read
+   */
   read(path: string): string | undefined;
   /** Paths matching a shell pattern (`*`, `?`, `[...]`), sorted; a leading dot of a name is only matched literally. */
   glob(pattern: string): string[];

@@ -1,5 +1,6 @@
 import { closeSync, constants, fstatSync, openSync, readdirSync, readSync, realpathSync } from 'node:fs';
 import { join } from 'node:path';
+import { OperatorError } from '../base/errors.js';
 import { matchesGlob } from '../base/glob.js';
 
 /**
@@ -8,20 +9,29 @@ import { matchesGlob } from '../base/glob.js';
  */
 const MAX_READ_BYTES = 1024 * 1024 + 1;
 const MAX_GLOB_RESULTS = 4096;
+/** Error codes that mean there is no such file. */
+const ABSENT: ReadonlySet<string> = new Set(['ENOENT', 'ENOTDIR']);
 
 /** The real files behind config/'s parsers (its `ConfigSource`, to which this class conforms by shape). */
 export class FileConfigSource {
-  /** The text of a file; `-` is standard input. Undefined if it cannot be opened or is no file. */
+  /**
+   * The text of a file; `-` is standard input. Undefined if there is none.
+   *
+   * @throws OperatorError (20) if it is there and cannot be read: an unreadable file must not pass for an absent one,
+   *   or a wrong permission would quietly withdraw every export
+   */
   read(path: string): string | undefined {
-    let fd: number;
+    let fd = 0;
     try {
       // Not blocking: a FIFO in a configuration directory must not hang the command.
-      fd = path === '-' ? 0 : openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
-    } catch {
-      return undefined;
+      if (path !== '-') fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    } catch (error) {
+      if (ABSENT.has((error as NodeJS.ErrnoException).code ?? '')) return undefined;
+      throw new OperatorError(`Can not open '${path}': ${(error as Error).message}`, 20, 'unreadable');
     }
     try {
-      if (fd !== 0 && !fstatSync(fd).isFile()) return undefined;
+      if (fd !== 0 && !fstatSync(fd).isFile())
+        throw new OperatorError(`Can not read '${path}', expected a regular file (or - for standard input).`, 20);
       const buffer = Buffer.allocUnsafe(MAX_READ_BYTES);
       let length = 0;
       while (length < MAX_READ_BYTES) {
@@ -30,8 +40,9 @@ export class FileConfigSource {
         length += count;
       }
       return buffer.toString('utf8', 0, length);
-    } catch {
-      return undefined;
+    } catch (error) {
+      if (error instanceof OperatorError) throw error;
+      throw new OperatorError(`Can not read '${path}': ${(error as Error).message}`, 20, 'unreadable');
     } finally {
       if (fd !== 0) closeSync(fd);
     }

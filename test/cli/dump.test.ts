@@ -6,6 +6,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { OperatorError } from '../../src/base/errors.js';
 import { dumpCommand } from '../../src/cli/dump.js';
 import { lintCommand } from '../../src/cli/lint.js';
+import { readExports } from '../../src/config/exports.js';
 import { fileConfigSource } from '../../src/io/config-source.js';
 
 const VECTORS = join(import.meta.dirname, '../vectors/config');
@@ -207,9 +208,18 @@ describe('the door to configuration files', () => {
     const big = join(folder, 'big');
     writeFileSync(big, Buffer.alloc(3 * 1024 * 1024, 0x20));
     expect(fileConfigSource.read(big)).toHaveLength(1024 * 1024 + 1);
-    expect(fileConfigSource.read(folder)).toBeUndefined();
-    expect(fileConfigSource.read('/dev/zero')).toBeUndefined();
+    expect(() => fileConfigSource.read(folder)).toThrow('expected a regular file');
+    expect(() => fileConfigSource.read('/dev/zero')).toThrow('expected a regular file');
     expect(fileConfigSource.read(join(folder, 'nowhere'))).toBeUndefined();
+    expect(fileConfigSource.read(join(big, 'below-a-file'))).toBeUndefined();
+  });
+
+  it('a file that is there but cannot be read is an error, not an absence', () => {
+    symlinkSync('loop', join(folder, 'loop'));
+    expect(() => fileConfigSource.read(join(folder, 'loop'))).toThrow(/Can not open .*ELOOP/);
+    expect(readExports(fileConfigSource, join(folder, 'exports'))).toEqual([]);
+    symlinkSync('exports', join(folder, 'exports'));
+    expect(() => readExports(fileConfigSource, join(folder, 'exports'))).toThrow(OperatorError);
   });
 
   it('knows a file by its real path', () => {

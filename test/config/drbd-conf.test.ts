@@ -361,7 +361,7 @@ describe('the option catalogue', () => {
   });
 });
 
-describe('hostile input', () => {
+describe('hostile input', { timeout: 60_000 }, () => {
   const base = Object.values(etc('reference')).slice(1).join('\n');
 
   /** Only a ConfigError may come out, and soon. */
@@ -376,7 +376,8 @@ describe('hostile input', () => {
       expect(error.diagnostics.length).toBeLessThanOrEqual(200);
       expect(error.message.length).toBeLessThan(200_000);
     }
-    expect(performance.now() - started).toBeLessThan(2000);
+    // Generous, since the machine may be busy: what is caught here is quadratic time, which takes minutes.
+    expect(performance.now() - started).toBeLessThan(15_000);
   }
 
   it('random bytes never do anything but be refused or read', () => {

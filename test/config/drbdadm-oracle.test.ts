@@ -204,7 +204,7 @@ const REFUSED_HERE_ONLY: readonly string[] = [
   `${GLOBAL}resource r { device minor 1; disk /dev/a; meta-disk internal; on a { address 999.1.1.1:4; } on b { address 1.1.1.2:4; } }`,
 ];
 
-describe.runIf(isPossible)('drbdadm 8.4 as the judge', () => {
+describe.runIf(isPossible)('drbdadm 8.4 as the judge', { timeout: 60_000 }, () => {
   let folder: string;
   beforeAll(() => {
     folder = mkdtempSync(join(tmpdir(), 'drbdts-oracle-'));
