@@ -376,6 +376,9 @@ class NbdClient implements ConnectionHandler {
     if (!this.finishing || this.endSent || this.isClosed || this.inFlight > 0 || this.queueHead !== undefined) return;
     this.endSent = true;
     this.deaf = true;
+    // Who is not read from is not seen to hang up.
+    if (this.paused) this.connection.resume();
+    this.paused = false;
     this.connection.end();
   }
 
@@ -875,6 +878,8 @@ export class NbdServer implements BlockFront {
     for (const client of this.#clients) client.close();
     clearTimeout(this.#starvedTimer);
     this.#starvedTimer = undefined;
+    clearInterval(this.#clock);
+    this.#clock = undefined;
     if (!this.#reserveTaken) this.#freeReserve();
   }
 

@@ -406,6 +406,18 @@ print(json.dumps(sum(len(buffer.to_bytearray()) for buffer in buffers)))
   expect(found).toBe(100 * MIB);
 });
 
+it('a client that disconnects is an opener no more, at once', async () => {
+  const attached = Buffer.concat([HELLO, go('data')]);
+  const socket = connect(tcp.port, '127.0.0.1', () => socket.write(attached));
+  socket.on('error', () => {});
+  await expect.poll(() => target.writers).toBe(1);
+  const begin = performance.now();
+  socket.write(Buffer.concat([write(1, 0, Buffer.alloc(512)), request(Command.DISC, 2, 0, 0)]));
+  await new Promise((resolve) => socket.on('data', () => {}).on('close', resolve));
+  await expect.poll(() => target.writers, { interval: 5 }).toBe(0);
+  expect(performance.now() - begin).toBeLessThan(1000);
+});
+
 it('is left by all clients', async () => {
   for (let round = 0; round < 100 && server.clientCount('data') > 0; round++)
     await new Promise((resolve) => setTimeout(resolve, 20));
