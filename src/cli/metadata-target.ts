@@ -99,7 +99,7 @@ export function addTargetOptions(command: Command): Command {
     .option('--meta-disk <where>', 'internal (default), PATH (flexible) or PATH[INDEX], with --disk');
 }
 
-/** An opened metadata device. The data disk is locked too when it is another one. */
+/** An opened metadata device, and the data disk when it is another one. */
 export class MetadataStore {
   private constructor(
     readonly target: MetadataTarget,
@@ -116,7 +116,8 @@ export class MetadataStore {
     // Slots of other resources share an indexed device; there the data disk's lock keeps engines out.
     const lock: LockKind = writable && kind !== 'indexed' ? 'exclusive' : 'shared';
     const file = MetadataFile.open(path, { writable, lock });
-    if (kind === 'internal' || target.disk === '' || !writable) return new MetadataStore(target, file, undefined);
+    if (kind === 'internal' || target.disk === '') return new MetadataStore(target, file, undefined);
+    if (!writable) return new MetadataStore(target, file, openIfPossible(target.disk));
     try {
       return new MetadataStore(target, file, MetadataFile.open(target.disk, { writable: true, lock: 'exclusive' }));
     } catch (error) {
@@ -127,7 +128,7 @@ export class MetadataStore {
 
   /** The process that has the device attached, while it is only read. */
   get heldBy(): string | undefined {
-    return this.file.heldBy;
+    return this.file.heldBy ?? this.dataFile?.heldBy;
   }
 
   /** Size of the data disk in sectors, or undefined if it is not open. */
@@ -175,6 +176,16 @@ export class MetadataStore {
   close(): void {
     this.file.close();
     this.dataFile?.close();
+  }
+}
+
+/** The data disk of metadata that is only read. It may be the very disk that broke; then it is left out. */
+function openIfPossible(disk: string): MetadataFile | undefined {
+  try {
+    return MetadataFile.open(disk, { writable: false, lock: 'shared' });
+  } catch (error) {
+    if (error instanceof OperatorError) return undefined;
+    throw error;
   }
 }
 

@@ -113,6 +113,26 @@ bm {
     }
   });
 
+  it('notices an engine by the data disk too, since slots share a metadata device; a missing data disk does no harm', async () => {
+    const data = makeImage(join(folder, 'slot-data'), MIB);
+    const meta = makeImage(join(folder, 'slot-meta'), 128 * MIB);
+    const target = parseTarget(data, `${meta}[0]`);
+    ours((context) => createMetadata(target, {}, context));
+    const dump = (from: typeof target) =>
+      ours((context) => dumpMetadata(from, { now: new Date(0), hostName: 'test' }, context));
+    const holder = spawn('flock', ['--exclusive', data, 'sh', '-c', 'echo locked; exec sleep 60']);
+    try {
+      await once(holder.stdout, 'data');
+      expect(dump(target).out).toMatch(/^# Output might be stale/);
+      expect(() => ours((context) => createMetadata(target, {}, context))).toThrow(/is in use by process/);
+    } finally {
+      holder.kill('SIGTERM');
+      await once(holder, 'exit');
+    }
+    expect(dump(target).out).toMatch(/^# DRBD meta data dump/);
+    expect(dump(parseTarget(join(folder, 'gone'), `${meta}[0]`))).toMatchObject({ status: 0, err: '' });
+  });
+
   it('and the others have an answer for a device without metadata', () => {
     const target = parseTarget(makeImage(join(folder, 'blank'), MIB), 'internal');
     const options = { now: new Date(0), hostName: 'test' };
