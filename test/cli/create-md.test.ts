@@ -181,7 +181,7 @@ describe('create-md', () => {
 
   it('keeps away from a device an engine holds, and says who it is and what to do', async () => {
     const image = blank(8 * MIB);
-    const holder = spawn('flock', ['--exclusive', image, 'sh', '-c', 'echo locked; exec sleep 60']);
+    const holder = spawn('flock', ['--no-fork', '--exclusive', image, 'sh', '-c', 'echo locked; exec sleep 60']);
     try {
       await once(holder.stdout, 'data');
       const refused = thrownBy(() => create(image));

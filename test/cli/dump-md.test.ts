@@ -100,7 +100,7 @@ bm {
 
   it('shows the copy on disk while an engine has it, and says so', async () => {
     const target = specified(join(folder, 'attached'));
-    const holder = spawn('flock', ['--exclusive', target.disk, 'sh', '-c', 'echo locked; exec sleep 60']);
+    const holder = spawn('flock', ['--no-fork', '--exclusive', target.disk, 'sh', '-c', 'echo locked; exec sleep 60']);
     try {
       await once(holder.stdout, 'data');
       const dumped = ours((context) => dumpMetadata(target, { now: new Date(0), hostName: 'test' }, context));
@@ -120,7 +120,7 @@ bm {
     ours((context) => createMetadata(target, {}, context));
     const dump = (from: typeof target) =>
       ours((context) => dumpMetadata(from, { now: new Date(0), hostName: 'test' }, context));
-    const holder = spawn('flock', ['--exclusive', data, 'sh', '-c', 'echo locked; exec sleep 60']);
+    const holder = spawn('flock', ['--no-fork', '--exclusive', data, 'sh', '-c', 'echo locked; exec sleep 60']);
     try {
       await once(holder.stdout, 'data');
       expect(dump(target).out).toMatch(/^# Output might be stale/);
