@@ -1,6 +1,6 @@
 /**
- * The negotiation of one NBD connection as a value: bytes in, events and bytes out. Fixed newstyle only (oldstyle has no
- * export names). No sockets, no time: whoever drives it sets the deadline.
+ * The negotiation of one NBD connection as a value: bytes in, events and bytes out. Fixed newstyle only (oldstyle has
+ * no export names). No sockets, no time: whoever drives it sets the deadline.
  *
  * @see proto.md "Fixed newstyle negotiation", "Option types"
  */

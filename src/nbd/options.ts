@@ -1,5 +1,6 @@
 /**
- * Payloads of negotiation options: decoding what a client sent, encoding what we answer. Nothing here remembers anything.
+ * Payloads of negotiation options: decoding what a client sent, encoding what we answer. Nothing here remembers
+ * anything.
  */
 import { assert } from '../base/assert.js';
 import {
@@ -109,8 +110,8 @@ export function decodeMetaContextRequest(data: Uint8Array): MetaContextRequest |
 }
 
 /**
- * Whether queries name `base:allocation`, the only context there is. Unknown name spaces and queries without a colon are
- * no hits and no errors. Listing knows two wildcards, no query at all and `base:`; selecting knows none.
+ * Whether queries name `base:allocation`, the only context there is. Unknown name spaces and queries without a colon
+ * are no hits and no errors. Listing knows two wildcards, no query at all and `base:`; selecting knows none.
  */
 export function selectsBaseAllocation(queries: readonly string[], listing: boolean): boolean {
   if (listing && (queries.length === 0 || queries.includes('base:'))) return true;

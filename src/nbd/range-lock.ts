@@ -2,12 +2,12 @@
  * Serialises requests that may not overlap, for one device.
  *
  * A whole-sector write goes straight to the engine, which itself orders overlapping writes; such writes take the lock
- * *shared* and never wait for each other. A request that reads, changes and writes a sector back takes it *exclusive*: an
- * overlapping write between its read and its write would be lost. Who cannot be served waits in order of arrival, and
- * nobody overtakes an overlapping waiter, so nobody starves.
+ * *shared* and never wait for each other. A request that reads, changes and writes a sector back takes it *exclusive*:
+ * an overlapping write between its read and its write would be lost. Who cannot be served waits in order of arrival,
+ * and nobody overtakes an overlapping waiter, so nobody starves.
  *
- * The common case, no exclusive request anywhere, costs a list insertion. Holders are named by the caller's small numbers
- * (request slots); all state is in typed arrays indexed by them.
+ * The common case, no exclusive request anywhere, costs a list insertion. Holders are named by the caller's small
+ * numbers (request slots); all state is in typed arrays indexed by them.
  */
 import { assert } from '../base/assert.js';
 

@@ -86,8 +86,8 @@ const TWO_32 = 0x1_0000_0000;
 /**
  * Judges one request, payload consumed or not. DISC never comes here: it has no reply.
  *
- * The offset is given as its two halves: joined they may exceed the safe integers, which is why wrapping round is judged
- * on the halves; for everything else the rounded sum is beyond any size we export.
+ * The offset is given as its two halves: joined they may exceed the safe integers, which is why wrapping round is
+ * judged on the halves; for everything else the rounded sum is beyond any size we export.
  *
  * @returns 0 or the NBD error to reply
  */
@@ -144,8 +144,8 @@ export function validateRequest(
 export const MAX_BLOCK_STATUS_RUNS = 512;
 
 /**
- * Collects the runs of one BLOCK_STATUS reply: merges equal neighbours, stops at MAX_BLOCK_STATUS_RUNS. One object serves
- * all requests.
+ * Collects the runs of one BLOCK_STATUS reply: merges equal neighbours, stops at MAX_BLOCK_STATUS_RUNS. One object
+ * serves all requests.
  */
 export class BlockStatusRuns {
   #count = 0;

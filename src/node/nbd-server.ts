@@ -67,8 +67,8 @@ import {
 export const MAX_IN_FLIGHT_REQUESTS = 128;
 export const MAX_IN_FLIGHT_BYTES = 64 * 1024 * 1024;
 /**
- * Requests of one client that wait for their turn. A connection stops being read at the first, so more than what the ring
- * had already cut out of its receive buffer means that reading does not stop; the client is let go.
+ * Requests of one client that wait for their turn. A connection stops being read at the first, so more than what the
+ * ring had already cut out of its receive buffer means that reading does not stop; the client is let go.
  */
 export const MAX_WAITING_REQUESTS = 65_536;
 /** TRIM and WRITE_ZEROES go to the engine in pieces of this size: one may cover 4 GiB, and others want a turn. */
@@ -83,8 +83,8 @@ const STARVED_RETRY_MS = 5;
 /** A BlockTarget that can tell what is allocated. */
 export interface NbdTarget extends BlockTarget {
   /**
-   * Tells the runs from `offsetBytes` on, at least one; may stop early or go on past `lengthBytes`. Advisory: never claim
-   * NBD_STATE_ZERO for what is not certain. Absent: all of it is allocated data.
+   * Tells the runs from `offsetBytes` on, at least one; may stop early or go on past `lengthBytes`. Advisory: never
+   * claim NBD_STATE_ZERO for what is not certain. Absent: all of it is allocated data.
    */
   blockStatus?(offsetBytes: number, lengthBytes: number, runs: BlockStatusRuns): void;
 }
@@ -109,7 +109,7 @@ export interface NbdServerOptions {
   readonly maxConnections?: number;
   /** From accept to transmission. Default 10 s. */
   readonly handshakeMs?: number;
-  /** A client that takes no byte of its replies for so long is let go. Default 300 s: kernels may stall legitimately. */
+  /** A client that takes no byte of its replies for so long is let go. Default 300 s: kernels may stall for a while. */
   readonly writeStallMs?: number;
   /** Resolution of both. Default 1 s. */
   readonly tickMs?: number;
@@ -935,8 +935,8 @@ export class NbdServer implements BlockFront {
   }
 
   /**
-   * @internal Whether a client may have so much more in flight. All together keep half of the pool free for others, unsent
-   * replies included, but nobody is kept from having one request.
+   * @internal Whether a client may have so much more in flight. All together, unsent replies included, keep half of the
+   * pool free for others, but nobody is kept from having one request.
    */
   admits(client: NbdClient, bytes: number): boolean {
     if (client.inFlight === 0) return true;

@@ -265,7 +265,8 @@ for round in range(2):
     reads = [(data, nbd.Buffer(len(data)), offset) for offset, data, _, _ in pending]
     for data, buffer, offset in reads: h.aio_pread(buffer, offset)
     while h.aio_in_flight() > 0: h.poll(-1)
-    same += [hashlib.sha256(data).digest() == hashlib.sha256(buffer.to_bytearray()).digest() for data, buffer, _ in reads]
+    sha = lambda data: hashlib.sha256(data).digest()
+    same += [sha(data) == sha(buffer.to_bytearray()) for data, buffer, _ in reads]
 print(json.dumps(same))
 `,
     );

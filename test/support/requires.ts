@@ -19,8 +19,8 @@ const told = new Set<string>();
  * it.runIf(requires('nbdinfo', 'libnbd-bin'))('is described by nbdinfo', ...)
  * ```
  *
- * `make test` installs these packages when run as root. With DRBDTS_INSTALL=1 they must be there, and a missing one fails
- * the test file.
+ * `make test` installs these packages when run as root. With DRBDTS_INSTALL=1 they must be there, and a missing one
+ * fails the test file.
  *
  * @param need a program in PATH, or an absolute path (a device, a module's file)
  * @param packageName the Debian package that brings it
