@@ -31,6 +31,7 @@ import {
   type KernelHandle,
   type SetAttributes,
   Stability,
+  type Wcc,
 } from '../../src/nfs/filesystem.js';
 import { canMountImages, Ext4Image, run } from '../support/ext4-image.js';
 
@@ -340,6 +341,14 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
       expect((await other.readdir(ROOT, handles[1]!, first.entries.at(-1)!.cookie, 1000, false)).entries).toEqual(
         rest.entries,
       );
+      // Cold inodes: the other head's kernel has seen no name of them yet.
+      expect((await other.link(ROOT, handles[0]!, handles[1]!, bytes('cold'), true)).errno).toBe(0);
+      expect((await other.setattr(ROOT, handles[0]!, { mode: 0o600 }, undefined, true)).wcc.after).toMatchObject({
+        ...{ mode: 0o600, linkCount: 2 },
+      });
+      expect((await other.lookup(ROOT, handles[1]!, bytes('..'))).handle).toEqual(root);
+      expect((await other.remove(ROOT, root, bytes('file'), true)).errno).toBe(0);
+      expect((await other.getattr(handles[0]!)).attributes?.linkCount).toBe(1);
       const again = await other.create(USER, root, bytes('exclusive'), exclusive, true);
       expect([again.errno, again.handle]).toEqual([0, made.handle]);
     } finally {
@@ -393,6 +402,105 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
     expect(await write(ROOT, handle, 0, bytes(''))).toMatchObject({ errno: 0, count: 0 });
     expect((await write(ROOT, root, 0, bytes('x'))).errno).toBe(E.ISDIR);
     expect((await fs.commit(ROOT, root)).errno).toBe(E.ISDIR);
+  });
+
+  it('answers nothing as durable that a crash right afterwards would lose', async () => {
+    const disk = Ext4Image.make(16);
+    let there: PosixFileSystem | undefined;
+    /** What a head finds that takes over now: the image as it is, its journal replayed by the mount. */
+    const afterCrash = (look: (folder: string) => unknown): unknown => {
+      const copy = disk.copy();
+      try {
+        copy.mount();
+        const seen = look(copy.mountPoint);
+        copy.unmount();
+        return seen;
+      } finally {
+        copy.dispose();
+      }
+    };
+    const has = (name: string) => afterCrash((folder) => readdirSync(folder).includes(name));
+    try {
+      disk.mount();
+      there = await openPosixFileSystem(ring, disk.mountPoint, { workers: 2 });
+      const home = there.rootHandle;
+      const at = (name: string) => bytes(name);
+      await there.create(ROOT, home, at('lost'), guarded({}), false);
+      expect(has('lost'), 'a crash does lose what was not made durable').toBe(false);
+      const made = await there.create(
+        ROOT,
+        home,
+        at('a'),
+        guarded({ mode: 0o600, mtime: { seconds: 5, nanoseconds: 0 } }),
+        true,
+      );
+      expect(afterCrash((folder) => statSync(join(folder, 'a')).mtimeMs)).toBe(5000);
+      await there.mkdir(ROOT, home, at('d'), {}, true);
+      expect(has('d')).toBe(true);
+      await there.symlink(ROOT, home, at('l'), bytes('target'), {}, true);
+      expect(afterCrash((folder) => readlinkSync(join(folder, 'l')))).toBe('target');
+      await there.mknod(ROOT, home, at('p'), FileType.FIFO, {}, 0, 0, true);
+      expect(has('p')).toBe(true);
+      await there.link(ROOT, made.handle!, home, at('b'), true);
+      expect(has('b')).toBe(true);
+      await there.rename(ROOT, home, at('b'), (await there.lookup(ROOT, home, at('d'))).handle!, at('c'), true);
+      expect(afterCrash((folder) => [readdirSync(folder).includes('b'), readdirSync(join(folder, 'd'))])).toEqual([
+        false,
+        ['c'],
+      ]);
+      await there.setattr(ROOT, made.handle!, { mode: 0o640 }, undefined, true);
+      expect(afterCrash((folder) => statSync(join(folder, 'a')).mode & 0o7777)).toBe(0o640);
+      const link = (await there.lookup(ROOT, home, at('l'))).handle!;
+      await there.setattr(ROOT, link, { uid: 77 }, undefined, true);
+      expect(afterCrash((folder) => lstatSync(join(folder, 'l')).uid)).toBe(77);
+      await there.remove(ROOT, home, at('p'), true);
+      expect(has('p')).toBe(false);
+      const content = () => afterCrash((folder) => readFileSync(join(folder, 'a'), 'utf8'));
+      const put = async (offset: number, data: string, stability: number) => {
+        const block = ring.memory.allocate(64);
+        ring.memory.bytes.set(bytes(data), block);
+        const written = await there!.write(ROOT, made.handle!, offset, block, data.length, stability);
+        ring.memory.release(block);
+        expect(written).toMatchObject({ errno: 0, committed: stability });
+      };
+      await put(0, 'one', Stability.UNSTABLE);
+      expect(content()).toBe('');
+      await there.commit(ROOT, made.handle!);
+      expect(content()).toBe('one');
+      await put(3, 'two', Stability.DATA_SYNC);
+      expect(content()).toBe('onetwo');
+      await put(6, 'three', Stability.FILE_SYNC);
+      expect(content()).toBe('onetwothree');
+    } finally {
+      await there?.withdraw();
+      disk.unmount();
+      disk.dispose();
+    }
+  });
+
+  it('fails the COMMIT of data that the disk did not take', async () => {
+    // A disk that promises more than it has: the image's sparse file stands on a full tmpfs.
+    const disk = Ext4Image.makeOvercommitted(24, 64);
+    let there: PosixFileSystem | undefined;
+    try {
+      disk.mount();
+      there = await openPosixFileSystem(ring, disk.mountPoint, { workers: 2 });
+      const made = await there.create(ROOT, there.rootHandle, bytes('a'), guarded({ mode: 0o600 }), true);
+      const block = ring.memory.allocate(1048576);
+      ring.memory.bytes.fill(1, block, block + 1048576);
+      for (let index = 0; index < 32; index++) {
+        const { errno } = await there.write(ROOT, made.handle!, index * 1048576, block, 1048576, Stability.UNSTABLE);
+        expect(errno).toBe(0);
+      }
+      ring.memory.release(block);
+      const failed = await there.commit(ROOT, made.handle!);
+      expect([5, E.NOSPC]).toContain(failed.errno);
+      expect(failed.wcc.after?.sizeBytes).toBe(32 * 1048576);
+    } finally {
+      await there?.withdraw();
+      disk.unmount();
+      disk.dispose();
+    }
   });
 
   it('answers a short count, not an error, when the disk fills up in the middle', async () => {
@@ -1011,24 +1119,47 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
 
   it('reports wcc that chains: each `before` is the `after` of the change before it', async () => {
     await fresh();
+    const stamp = ({ sizeBytes, mtime, ctime }: NonNullable<Wcc['before']>) =>
+      `${sizeBytes} ${mtime.seconds}.${mtime.nanoseconds} ${ctime.seconds}.${ctime.nanoseconds}`;
+    /** Changes that do not overlap form one chain from `first` to the state now, in whatever order they ran. */
+    const expectChain = async (handle: KernelHandle, first: string, changes: readonly Wcc[]) => {
+      const last = stamp((await fs.getattr(handle)).attributes!);
+      const befores = changes.map(({ before }) => stamp(before!));
+      const afters = changes.map(({ after }) => stamp(after!));
+      expect([...befores, last].sort()).toEqual([first, ...afters].sort());
+    };
+    const now = async (handle: KernelHandle) => stamp((await fs.getattr(handle)).attributes!);
+    const emptyFolder = await now(root);
     const made: CreateOutcome[] = await Promise.all(
-      Array.from({ length: 200 }, (_, index) => fs.create(USER, root, bytes(`c${index}`), guarded({}), false)),
+      Array.from({ length: 300 }, (_, index) =>
+        fs.create(USER, root, bytes(`c${index}`), guarded({}), index % 50 === 0),
+      ),
     );
-    const writes = await Promise.all(
-      Array.from({ length: 200 }, (_, index) => write(ROOT, made[0]!.handle!, index * 10, bytes('0123456789'))),
+    await expectChain(
+      root,
+      emptyFolder,
+      made.map(({ wcc }) => wcc),
     );
-    for (const { wcc } of writes) expect(wcc.before!.sizeBytes).toBeLessThanOrEqual(wcc.after!.sizeBytes);
-    // Appends in a row see the size that the one before left.
-    let size = writes.reduce((most, { wcc }) => Math.max(most, wcc.after!.sizeBytes), 0);
-    const appends = Array.from({ length: 100 }, (_, index) =>
-      write(ROOT, made[0]!.handle!, size + index * 10, bytes('0123456789')),
+    const handle = made[0]!.handle!;
+    const emptyFile = await now(handle);
+    const changes = await Promise.all(
+      Array.from({ length: 300 }, (_, index) =>
+        index % 10 === 0
+          ? fs.setattr(ROOT, handle, { mode: 0o600 + (index % 8) }, undefined, false)
+          : write(
+              ROOT,
+              handle,
+              index * 10,
+              bytes('0123456789'),
+              index % 30 === 1 ? Stability.FILE_SYNC : Stability.UNSTABLE,
+            ),
+      ),
     );
-    for (const { wcc } of (await Promise.all(appends)).sort(
-      (a, b) => a.wcc.after!.sizeBytes - b.wcc.after!.sizeBytes,
-    )) {
-      expect(wcc.before!.sizeBytes).toBeGreaterThanOrEqual(size - 10);
-      size = Math.max(size, wcc.after!.sizeBytes);
-    }
+    await expectChain(
+      handle,
+      emptyFile,
+      changes.map(({ wcc }) => wcc),
+    );
   });
 
   it('renames both ways between two directories at once', async () => {

@@ -50,6 +50,7 @@ export class Ext4Image {
   private constructor(
     readonly image: string,
     readonly folder: string,
+    private readonly store?: string,
   ) {
     this.mountPoint = join(folder, 'mnt');
     // Other users must get through to what is mounted below.
@@ -64,6 +65,18 @@ export class Ext4Image {
     // Blocks of 4 KiB as on any real volume; mkfs gives small images 1 KiB.
     run('mkfs.ext4', '-q', '-F', '-b', '4096', ...mkfsOptions, image);
     return new Ext4Image(image, folder);
+  }
+
+  /** Like `make`, on a tmpfs of less room than the image pretends to have: writes fail once it is full. */
+  static makeOvercommitted(roomMiB: number, sizeMiB: number): Ext4Image {
+    const folder = mkdtempSync(join(tmpdir(), 'drbdts-ext4-'));
+    const store = join(folder, 'store');
+    mkdirSync(store);
+    run('mount', '-t', 'tmpfs', '-o', `size=${roomMiB}M`, 'none', store);
+    const image = join(store, 'image');
+    run('truncate', '-s', `${sizeMiB}M`, image);
+    run('mkfs.ext4', '-q', '-F', '-b', '4096', image);
+    return new Ext4Image(image, folder, store);
   }
 
   /** A byte copy, as the other head has it. */
@@ -89,6 +102,7 @@ export class Ext4Image {
   dispose(): void {
     if (this.isMounted) run('umount', '--lazy', this.mountPoint);
     if (this.device) run('losetup', '--detach', this.device);
+    if (this.store) run('umount', this.store);
     rmSync(this.folder, { recursive: true });
   }
 }
