@@ -345,8 +345,8 @@ describe('nbd server: parts of sectors', () => {
         file.data.fill(0xaa);
         const model = Buffer.alloc(file.sizeBytes, 0xaa);
         const clients = Array.from({ length: CLIENTS }, () => attach());
-        // The disk is cut into slices of 300 bytes, owned in turn: neighbours share sectors. Slices larger than a sector
-        // (those of client 0) also send whole sectors past the unaligned ones.
+        // The disk is cut into slices of 300 bytes, so that neighbours share sectors. Client 0 writes the whole sectors
+        // inside its slices: the fast path beside the slow one.
         const busy = new Set<number>();
         steps.forEach(({ client, kind, slice, slices }, cookie) => {
           const wanted = Array.from({ length: slices }, (_, index) => slice + index);
