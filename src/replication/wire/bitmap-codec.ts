@@ -134,6 +134,7 @@ export class BitmapSender {
       return compressedBytes;
     }
     this.command = P_BITMAP;
+    // From the word that holds the position: bits of it that went out compressed go out twice, which is harmless.
     const byteOffset = Math.floor(this.position / WORD_BITS) * WORD_BYTES;
     const left = this.position === this.source.bits ? 0 : this.source.byteLength - byteOffset;
     const length = Math.min(left, BITMAP_CHUNK_BYTES);
@@ -143,7 +144,7 @@ export class BitmapSender {
     return length;
   }
 
-  /** @returns payload length, or 0 with the position back at a word when plain bits would be shorter */
+  /** @returns payload length, or 0 with the position where it was when plain bits would be shorter */
   private compress(into: Uint8Array): number {
     const { source, writer } = this;
     const start = this.position;
@@ -159,10 +160,7 @@ export class BitmapSender {
       isSet = !isSet;
     }
     const streamBytes = Math.ceil(writer.usedBits / 8);
-    if (position - start < streamBytes * 8) {
-      this.position = Math.floor(start / WORD_BITS) * WORD_BITS;
-      return 0;
-    }
+    if (position - start < streamBytes * 8) return 0;
     const padBits = streamBytes * 8 - writer.usedBits;
     into[0] = CODE_RLE_VLI | (padBits << 4) | (startsSet ? 0x80 : 0);
     this.position = position;
