@@ -67,6 +67,11 @@ impl Completer {
 
     pub(crate) fn post(&self, post: Post) {
         self.0.queue.lock().expect("never poisoned: panics abort").push(post);
+        self.wake();
+    }
+
+    /// Makes the ring run a turn. Any thread.
+    pub(crate) fn wake(&self) {
         if !self.0.signalled.swap(true, Ordering::AcqRel) {
             let one: u64 = 1;
             // SAFETY: writes eight bytes of a local.

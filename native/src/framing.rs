@@ -59,8 +59,7 @@ impl Rule {
                     max_payload_bytes: words[7] as usize,
                     hard_cap_bytes: words[8] as usize,
                     magic: words[11..commands_at].iter().map(|&byte| byte as u8).collect(),
-                    payload_commands: (commands != u32::MAX)
-                        .then(|| words[commands_at + 1..inline_at].to_vec()),
+                    payload_commands: (commands != u32::MAX).then(|| words[commands_at + 1..inline_at].to_vec()),
                     inline_by_command: words[inline_at + 1..inline_at + 1 + inline * 2]
                         .chunks_exact(2)
                         .map(|pair| (pair[0], pair[1] as usize))
@@ -69,7 +68,8 @@ impl Rule {
                 assert!(rule.header_bytes >= 4 && rule.header_bytes <= HEADER_BYTES);
                 assert!(rule.length_offset + rule.length_bytes <= rule.header_bytes);
                 assert!(rule.command_offset + rule.command_bytes <= rule.header_bytes);
-                let inline = rule.inline_by_command.iter().map(|pair| pair.1).max().unwrap_or(0).max(rule.inline_default);
+                let inline =
+                    rule.inline_by_command.iter().map(|pair| pair.1).max().unwrap_or(0).max(rule.inline_default);
                 assert!(rule.header_bytes + inline <= HEADER_BYTES);
                 Rule::Fixed(rule)
             }
@@ -103,9 +103,16 @@ enum State {
     /// Between frames, or inside a header.
     Header,
     /// Filling the payload of a fixed frame.
-    Payload { block: usize, length: usize, filled: usize },
+    Payload {
+        block: usize,
+        length: usize,
+        filled: usize,
+    },
     /// Dropping the payload of a fixed frame.
-    Skip { length: usize, remaining: usize },
+    Skip {
+        length: usize,
+        remaining: usize,
+    },
     Record(Record),
 }
 
@@ -402,7 +409,8 @@ impl Receiver {
                 return Some(Cut::Starved);
             }
             let block = record.block.expect("a grown record has a block");
-            let taken = self.take_into(pool, block + record.filled, record.remaining.min(record.capacity - record.filled));
+            let taken =
+                self.take_into(pool, block + record.filled, record.remaining.min(record.capacity - record.filled));
             record.filled += taken;
             record.remaining -= taken;
             self.state = State::Record(record);
@@ -441,7 +449,11 @@ fn grow(pool: &Pool, record: &mut Record) -> bool {
     if let Some(old) = record.block {
         // SAFETY: both blocks are owned by this receiver and are distinct; `filled` bytes fit both.
         unsafe {
-            std::ptr::copy_nonoverlapping(pool.range(old, record.filled), pool.range(block, record.filled), record.filled);
+            std::ptr::copy_nonoverlapping(
+                pool.range(old, record.filled),
+                pool.range(block, record.filled),
+                record.filled,
+            );
         }
         pool.release_from_ring(old);
     }

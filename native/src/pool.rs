@@ -6,7 +6,10 @@
 //! may allocate too.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use crate::completer::Completer;
+use crate::process::lock_range;
 
 pub const PAGE_BYTES: usize = 4096;
 const PAGE_SHIFT: usize = 12;
@@ -108,7 +111,9 @@ impl Buddy {
         self.free_pages += 1 << order;
         while order < MAX_ORDER {
             let buddy = page ^ (1 << order);
-            if buddy as usize + (1 << order) > self.free_order.len() || self.free_order[buddy as usize] != order as u8 + 1 {
+            if buddy as usize + (1 << order) > self.free_order.len()
+                || self.free_order[buddy as usize] != order as u8 + 1
+            {
                 break;
             }
             self.remove(buddy, order);
@@ -130,14 +135,30 @@ pub struct Pool {
     buddy: Mutex<Buddy>,
     /// A connection waits for memory: freeing must wake the ring.
     pub starved: AtomicBool,
-    /// eventfd of the ring's completer, written when `starved` and another thread frees; -1 before the ring is up.
-    wake_fd: AtomicI32,
+    /// Wakes the ring when a block is freed while `starved`. Held here so that its descriptor lives as long as the pool.
+    waker: OnceLock<Completer>,
 }
 
 // The raw pointers name mappings that live as long as the Pool; the buddy lists are locked, counts are atomic, and the
 // magazines are touched by the ring's thread alone (Pool::allocate and free_from_ring, which PoolHandle does not expose).
 unsafe impl Send for Pool {}
 unsafe impl Sync for Pool {}
+
+/// Address and length of every pool of this process, and whether they are to be locked.
+struct Registry {
+    pools: Vec<(usize, usize)>,
+    locked: bool,
+}
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry { pools: Vec::new(), locked: false });
+
+/// Keeps touched pages of every pool in memory, also of those made later. Returns 0 or an errno.
+pub fn lock_pools() -> i32 {
+    let mut registry = REGISTRY.lock().expect("never poisoned: panics abort");
+    registry.locked = true;
+    let results = registry.pools.iter().map(|&(base, length)| lock_range(base as *const libc::c_void, length));
+    results.fold(0, |first, errno| if first == 0 { errno } else { first })
+}
 
 fn map_anonymous(bytes: usize) -> *mut u8 {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -154,14 +175,22 @@ impl Pool {
         assert!((PAGE_BYTES..=MAX_POOL_BYTES).contains(&length), "pool of {length} bytes");
         let pages = length >> PAGE_SHIFT;
         let control_bytes = pages * 4 + MAGAZINE_ORDERS * MAGAZINE_WORDS * 4 + pages;
+        let base = map_anonymous(length);
+        let mut registry = REGISTRY.lock().expect("never poisoned: panics abort");
+        registry.pools.push((base as usize, length));
+        if registry.locked {
+            // A refusal was reported by lock_pools already; the limit is the same now.
+            lock_range(base.cast(), length);
+        }
+        drop(registry);
         Pool {
-            base: map_anonymous(length),
+            base,
             length,
             control: map_anonymous(control_bytes),
             control_bytes,
             buddy: Mutex::new(Buddy::new(pages)),
             starved: AtomicBool::new(false),
-            wake_fd: AtomicI32::new(-1),
+            waker: OnceLock::new(),
         }
     }
 
@@ -177,8 +206,8 @@ impl Pool {
         (self.control, self.control_bytes)
     }
 
-    pub fn set_wake_fd(&self, fd: i32) {
-        self.wake_fd.store(fd, Ordering::Release);
+    pub fn set_waker(&self, completer: Completer) {
+        assert!(self.waker.set(completer).is_ok(), "a pool belongs to one ring");
     }
 
     fn pages(&self) -> usize {
@@ -272,11 +301,8 @@ impl Pool {
         }
         self.lock().free(page, order);
         if self.starved.load(Ordering::Acquire) {
-            let fd = self.wake_fd.load(Ordering::Acquire);
-            if fd >= 0 {
-                let one: u64 = 1;
-                // SAFETY: writes eight bytes of a local. A full counter (EAGAIN) already wakes the reader.
-                unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+            if let Some(completer) = self.waker.get() {
+                completer.wake();
             }
         }
     }
@@ -352,6 +378,9 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
+        let mut registry = REGISTRY.lock().expect("never poisoned: panics abort");
+        registry.pools.retain(|&(base, _)| base != self.base as usize);
+        drop(registry);
         // SAFETY: both mappings were made by `new` and no one refers to them any more.
         unsafe {
             libc::munmap(self.base.cast(), self.length);

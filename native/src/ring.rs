@@ -64,6 +64,10 @@ struct Shared {
 
 struct AreaMemory(*mut u8);
 
+// Only the ring's thread reads and writes it; whoever drops the last reference only frees it.
+unsafe impl Send for AreaMemory {}
+unsafe impl Sync for AreaMemory {}
+
 impl AreaMemory {
     fn layout() -> std::alloc::Layout {
         std::alloc::Layout::from_size_align(AREA_BYTES, PAGE_BYTES).expect("a valid layout")
@@ -153,9 +157,8 @@ impl Shared {
             if ready {
                 let context = self.context.get();
                 // Runs microtasks and process.nextTick afterwards.
-                let status = sys::napi_make_callback(
-                    env, context, receiver, function, 1, &raw const argument, &raw mut result,
-                );
+                let status =
+                    sys::napi_make_callback(env, context, receiver, function, 1, &raw const argument, &raw mut result);
                 if status == sys::Status::napi_pending_exception {
                     let mut error = ptr::null_mut();
                     if sys::napi_get_and_clear_last_exception(env, &raw mut error) == sys::Status::napi_ok {
@@ -175,7 +178,7 @@ impl Shared {
         if let Some(mut core) = self.core.borrow_mut().take() {
             if !core.close(CLOSE_PATIENCE) {
                 // The kernel may still write into our buffers (a disk that does not answer): leak them rather than let it
-                // write into memory that someone else got.
+                // write into memory that someone else got. The descriptors stay too.
                 std::mem::forget(core);
                 std::mem::forget(self.pool.clone());
             }
@@ -353,9 +356,7 @@ impl NativeRing {
         let kept = Rc::into_raw(self.shared.clone());
         self.shared.kept.set(kept);
         // SAFETY: `kept` stays valid until `close` takes it back and removes the hook.
-        let status = unsafe {
-            sys::napi_add_env_cleanup_hook(raw, Some(on_environment_end), kept.cast_mut().cast())
-        };
+        let status = unsafe { sys::napi_add_env_cleanup_hook(raw, Some(on_environment_end), kept.cast_mut().cast()) };
         check(status, "napi_add_env_cleanup_hook")
     }
 

@@ -496,9 +496,8 @@ impl Core {
             }
             connection.prepare_receive(&self.pool);
             // SAFETY: the message names memory of this connection and of a block it holds.
-            let count = unsafe {
-                libc::recvmsg(connection.fd(), &raw mut connection.receive_message, libc::MSG_DONTWAIT)
-            };
+            let count =
+                unsafe { libc::recvmsg(connection.fd(), &raw mut connection.receive_message, libc::MSG_DONTWAIT) };
             let result = if count < 0 { -last_errno() } else { count as i32 };
             if result == -libc::EAGAIN {
                 connection.readable = false;
@@ -522,9 +521,9 @@ impl Core {
         let record = self.area.submission(index);
         let (payload, length) = (record.payload, record.length as usize);
         let connection = self.connections.get_mut(id as usize).and_then(Option::as_deref_mut);
-        let Some(connection) = connection.filter(|connection| {
-            matches!(connection.state, State::Idle | State::Open) && !connection.ending
-        }) else {
+        let Some(connection) =
+            connection.filter(|connection| matches!(connection.state, State::Idle | State::Open) && !connection.ending)
+        else {
             if payload >= 0 {
                 self.pool.release_from_ring(payload as usize);
             }

@@ -22,6 +22,8 @@ const ACCEPT_BURST: usize = 64;
 /// Turns that may pass without a system call while completions keep coming by themselves.
 const LAZY_TURNS: u32 = 4;
 
+/// One per ring, so the size difference costs nothing.
+#[allow(clippy::large_enum_variant)]
 pub enum Backend {
     Uring(Uring),
     Epoll(Epoll),
@@ -89,7 +91,7 @@ pub struct Core {
 impl Core {
     pub fn new(pool: Arc<Pool>, area: Area, backend: Backend) -> std::io::Result<Core> {
         let completer = Completer::new()?;
-        pool.set_wake_fd(completer.event_fd());
+        pool.set_waker(completer.clone());
         Ok(Core {
             pool,
             area,
@@ -524,8 +526,6 @@ impl Core {
                 }
             }
         }
-        self.connections.clear();
-        self.files.clear();
         self.external.clear();
         self.in_flight == 0
     }

@@ -203,11 +203,13 @@ impl Core {
                     return;
                 }
             }
-            JobKind::Write { durable: false } if !direct && operation.length <= u64::from(INLINE_WRITE_BYTES) => {
-                if self.write_inline(fd, &operation) {
-                    self.finish_operation(&operation, 0);
-                    return;
-                }
+            JobKind::Write { durable: false }
+                if !direct
+                    && operation.length <= u64::from(INLINE_WRITE_BYTES)
+                    && self.write_inline(fd, &operation) =>
+            {
+                self.finish_operation(&operation, 0);
+                return;
             }
             _ => {}
         }
@@ -230,9 +232,8 @@ impl Core {
         }
         let memory = self.pool.range(operation.payload as usize, operation.length as usize);
         // SAFETY: a pool range that the operation holds.
-        let count = unsafe {
-            libc::pwrite(fd, memory.cast(), operation.length as usize, operation.offset as libc::off_t)
-        };
+        let count =
+            unsafe { libc::pwrite(fd, memory.cast(), operation.length as usize, operation.offset as libc::off_t) };
         let took = before.elapsed();
         self.inline_after = (took > INLINE_SLOW).then(|| before + took + INLINE_PAUSE);
         // An error comes again in the background and is reported from there.

@@ -122,7 +122,8 @@ fn check(result: i32) -> Result<i32, i32> {
 
 fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> Result<(), i32> {
     // SAFETY: the value is copied by the kernel.
-    check(unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), size_of::<i32>() as u32) }).map(|_| ())
+    check(unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), size_of::<i32>() as u32) })
+        .map(|_| ())
 }
 
 /// A non-blocking stream socket with its buffers set (0 leaves the kernel's). Sizes must stand before listen or connect,
@@ -160,9 +161,7 @@ pub fn listen_tcp(host: &str, port: u16, receive_bytes: i32, send_bytes: i32) ->
     let mut bound = Address::zeroed();
     bound.length = size_of::<libc::sockaddr_storage>() as u32;
     // SAFETY: room for any address.
-    check(unsafe {
-        libc::getsockname(socket.as_raw_fd(), (&raw mut bound.storage).cast(), &raw mut bound.length)
-    })?;
+    check(unsafe { libc::getsockname(socket.as_raw_fd(), (&raw mut bound.storage).cast(), &raw mut bound.length) })?;
     Ok((socket, bound.port()))
 }
 
@@ -230,9 +229,8 @@ pub fn connect_result(fd: RawFd) -> i32 {
     let mut value: i32 = 0;
     let mut length = size_of::<i32>() as u32;
     // SAFETY: room for one int.
-    let result = unsafe {
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut value).cast(), &raw mut length)
-    };
+    let result =
+        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut value).cast(), &raw mut length) };
     if result < 0 {
         last_errno()
     } else {
@@ -284,8 +282,8 @@ impl SocketFile {
     }
 
     pub fn remove(&self) {
-        let same = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.inode);
+        let same =
+            std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.inode);
         if same {
             // Someone else removing it first is as good.
             let _ = std::fs::remove_file(&self.path);

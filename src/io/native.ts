@@ -68,9 +68,9 @@ export interface NativeAddon {
   crc32cRaw(bytes: Uint8Array): number;
   /** Mounts a FUSE filesystem. @returns the number of a pseudo-connection, or minus an errno */
   mountFuse(ring: NativeRingHandle, directory: string, subtype: string, maxWriteBytes: number): number;
-  /** mlockall, pages kept once touched. @returns 0 or an errno */
+  /** Keeps touched pages of code, C heap, stack and ring pools in memory (not V8's heap). @returns 0 or an errno */
   lockMemory(): number;
-  /** PR_SET_IO_FLUSHER. @returns 0 or an errno */
+  /** PR_SET_IO_FLUSHER; needs CAP_SYS_RESOURCE. @returns 0 or an errno */
   setIoFlusher(): number;
 }
 
