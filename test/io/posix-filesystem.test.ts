@@ -1202,15 +1202,17 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
       }
     });
 
-  /** Descriptors on a device, however their paths read (a cold inode shows as `/`). */
-  const descriptorsOn = (device: number) =>
-    readdirSync('/proc/self/fd').filter((fd) => {
+  /** Devices of all open descriptors, however their paths read (a cold inode shows as `/`). */
+  const openDevices = (): number[] =>
+    readdirSync('/proc/self/fd').flatMap((fd) => {
       try {
-        return statSync(`/proc/self/fd/${fd}`).dev === device;
+        return [statSync(`/proc/self/fd/${fd}`).dev];
       } catch {
-        return false;
+        // Closed since.
+        return [];
       }
     });
+  const descriptorsOn = (device: number) => openDevices().filter((dev) => dev === device);
 
   it('withdraws under full load, and umount succeeds at once, 50 times', async () => {
     const victim = Ext4Image.make();
@@ -1218,7 +1220,7 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
       const blocksBefore = ring.usedBytes;
       // The other filesystem's cache comes and goes meanwhile.
       const ours = statSync(image.mountPoint).dev;
-      const descriptors = () => readdirSync('/proc/self/fd').length - descriptorsOn(ours).length;
+      const descriptors = () => openDevices().filter((dev) => dev !== ours).length;
       const before = descriptors();
       for (let round = 0; round < 50; round++) {
         victim.mount();

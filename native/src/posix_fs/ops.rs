@@ -54,11 +54,23 @@ impl Mount {
 
     /// The object of a handle and its attributes now. ESTALE when it is gone.
     fn look(&self, handle: &Handle) -> Outcome<(Arc<Inode>, libc::statx)> {
-        let key = handle.key();
-        if let Some(inode) = self.cache.get(&key) {
+        if let Some(inode) = self.cache.get(&handle.key()) {
             let stat = self.live(&inode)?;
             return Ok((inode, stat));
         }
+        self.open(handle)
+    }
+
+    /// The object of a handle, for those who look at it under its lock.
+    fn find(&self, handle: &Handle) -> Outcome<Arc<Inode>> {
+        match self.cache.get(&handle.key()) {
+            Some(inode) => Ok(inode),
+            None => self.open(handle).map(|(inode, _)| inode),
+        }
+    }
+
+    fn open(&self, handle: &Handle) -> Outcome<(Arc<Inode>, libc::statx)> {
+        let key = handle.key();
         let open = || sys::open_by_handle(sys::raw(&self.root_fd), handle, libc::O_PATH);
         let fd = match open() {
             Err(errno) if errno.is_out_of_descriptors() => {
@@ -338,6 +350,8 @@ impl Worker {
             block.set_u32(RESULT_FLAGS, if eof { RESULT_EOF } else { 0 });
             return Ok(None);
         }
+        // Clients ask for 1 MiB of small files too: no more of the pool than there is to read.
+        let count = count.min((stat.stx_size - offset) as usize);
         let payload = self.door.allocate(count as u32).ok_or(Errno(libc::ENOMEM))?;
         let mut done = 0;
         let outcome = loop {
@@ -376,16 +390,16 @@ impl Worker {
     }
 
     fn write(&mut self, block: &mut Block) -> Outcome<()> {
-        let (inode, stat) = self.mount.look(&block.handle(HANDLE_A)?)?;
-        block.set_attributes_at(ATTRIBUTES, &stat);
-        data_file_only(&inode)?;
+        let mount = Arc::clone(&self.mount);
+        let inode = mount.find(&block.handle(HANDLE_A)?)?;
         let stability = block.u32(KIND);
         assert!(stability <= 2, "stable_how {stability} in a request block");
-        let mount = Arc::clone(&self.mount);
-        let fd = inode.write_fd(mount.proc());
         let held = mount.locks.one(inode.key.inode);
         let before = mount.live(&inode)?;
         block.set_before(BEFORE, &before);
+        block.set_attributes_at(ATTRIBUTES, &before);
+        data_file_only(&inode)?;
+        let fd = inode.write_fd(mount.proc());
         let written = self.write_data(block, &inode, &before, fd);
         let after = sys::statx_fd(inode.path());
         drop(held);
@@ -456,7 +470,7 @@ impl Worker {
 
     fn setattr(&mut self, block: &mut Block) -> Outcome<()> {
         let mount = Arc::clone(&self.mount);
-        let (inode, _) = mount.look(&block.handle(HANDLE_A)?)?;
+        let inode = mount.find(&block.handle(HANDLE_A)?)?;
         let held = mount.locks.one(inode.key.inode);
         let before = mount.live(&inode)?;
         block.set_before(BEFORE, &before);
@@ -529,10 +543,9 @@ impl Worker {
     fn change_directory(
         &mut self,
         block: &mut Block,
-        handle_offset: usize,
         work: impl FnOnce(&mut Worker, &mut Block, &Inode) -> Outcome<Option<Arc<Inode>>>,
     ) -> Outcome<()> {
-        let (directory, _) = self.mount.look(&block.handle(handle_offset)?)?;
+        let directory = self.mount.find(&block.handle(HANDLE_A)?)?;
         let mount = Arc::clone(&self.mount);
         let held = mount.locks.one(directory.key.inode);
         let before = mount.live(&directory)?;
@@ -554,7 +567,7 @@ impl Worker {
     }
 
     fn create(&mut self, block: &mut Block) -> Outcome<()> {
-        self.change_directory(block, HANDLE_A, |worker, block, directory| worker.create_in(block, directory))
+        self.change_directory(block, |worker, block, directory| worker.create_in(block, directory))
     }
 
     fn create_in(&mut self, block: &mut Block, directory: &Inode) -> Outcome<Option<Arc<Inode>>> {
@@ -733,7 +746,7 @@ impl Worker {
         block: &mut Block,
         make: impl FnOnce(RawFd, &CName, &SetAttributes, &Block) -> Outcome<()>,
     ) -> Outcome<()> {
-        self.change_directory(block, HANDLE_A, |worker, block, directory| {
+        self.change_directory(block, |worker, block, directory| {
             let name = block.name()?;
             let changes = block.set_attributes_request();
             changes.check()?;
@@ -757,7 +770,7 @@ impl Worker {
     }
 
     fn remove(&mut self, block: &mut Block, flags: libc::c_int) -> Outcome<()> {
-        self.change_directory(block, HANDLE_A, |worker, block, directory| {
+        self.change_directory(block, |worker, block, directory| {
             let name = block.name()?;
             if name.is_dots() && flags == 0 {
                 return Err(Errno(libc::EINVAL));
@@ -777,8 +790,8 @@ impl Worker {
 
     fn rename(&mut self, block: &mut Block) -> Outcome<()> {
         let mount = Arc::clone(&self.mount);
-        let (from, _) = mount.look(&block.handle(HANDLE_A)?)?;
-        let (to, _) = mount.look(&block.handle(HANDLE_B)?)?;
+        let from = mount.find(&block.handle(HANDLE_A)?)?;
+        let to = mount.find(&block.handle(HANDLE_B)?)?;
         let held = mount.locks.two(from.key.inode, to.key.inode);
         let (before_from, before_to) = (mount.live(&from)?, mount.live(&to)?);
         block.set_before(BEFORE, &before_from);
@@ -823,7 +836,7 @@ impl Worker {
         let mount = Arc::clone(&self.mount);
         let (inode, stat) = mount.look(&block.handle(HANDLE_A)?)?;
         block.set_attributes_at(ATTRIBUTES, &stat);
-        let (directory, _) = mount.look(&block.handle(HANDLE_B)?)?;
+        let directory = mount.find(&block.handle(HANDLE_B)?)?;
         let held = mount.locks.two(inode.key.inode, directory.key.inode);
         let before = mount.live(&directory)?;
         block.set_before(BEFORE, &before);
