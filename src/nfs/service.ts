@@ -18,6 +18,10 @@ export interface HoldLimits {
   readonly holdMs: number;
 }
 
+/** Calls with more bytes than this (WRITEs) hold much memory: only a sixteenth of the held calls may be such. */
+const LARGE_CALL_BYTES = 64 * 1024;
+const LARGE_CALL_SHARE = 16;
+
 export const HOLD_LIMITS: HoldLimits = { maxHeldCalls: 1024, holdMs: 10_000 };
 
 /** An object of a served tree and its caller. Lives for one call. */
@@ -125,7 +129,8 @@ export class NfsService {
     if (call.heldUntilMs === 0) {
       let held = 0;
       for (const other of this.exports.list()) held += other.waiting;
-      if (held >= this.limits.maxHeldCalls) return NfsStatus.NFS3ERR_JUKEBOX;
+      const share = call.recordBytes > LARGE_CALL_BYTES ? LARGE_CALL_SHARE : 1;
+      if (held >= this.limits.maxHeldCalls / share) return NfsStatus.NFS3ERR_JUKEBOX;
       call.heldUntilMs = this.nowMs + this.limits.holdMs;
     } else if (this.nowMs >= call.heldUntilMs) return NfsStatus.NFS3ERR_JUKEBOX;
     // Served again already (withdrawn and back while an operation ran): look again at once.

@@ -6,7 +6,7 @@ import { createLog } from './log.js';
 import { readNfsOptions } from './nfs-options.js';
 import { NfsRuntime } from './nfs-runtime.js';
 
-const DEFAULT_POOL_BYTES = 256 * 1024 * 1024;
+const DEFAULT_POOL_BYTES = 1024 * 1024 * 1024;
 
 const log = createLog('nfs');
 // Never keep a mounted tree busy by standing in it; modes come from clients, who applied their own masks.

@@ -25,7 +25,7 @@ export interface NfsOptions {
   readonly keyFile?: string;
   /** How long requests of a tree that is not there wait before they get JUKEBOX. Default 10 s. */
   readonly holdMs?: number;
-  /** Size of the buffer pool; address space only until used. Default 256 MiB. */
+  /** Size of the buffer pool; address space only until used. Default 1 GiB. */
   readonly poolBytes?: number;
 }
 
