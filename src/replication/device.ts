@@ -398,14 +398,7 @@ export class Device implements BlockTarget {
         this.startFlush(request);
         return;
     }
-    request.age = this.intervals.insert(request.sector, request.sector + request.sectors);
-    request.flags |= F.Interval;
-    if (this.isBlocked(request.sector, request.sectors, request.age)) {
-      request.stage = RequestStage.Overlap;
-      this.overlapping.push(request);
-    } else {
-      this.activate(request);
-    }
+    this.activate(request);
   }
 
   private isBlocked(sector: number, sectors: number, age: number): boolean {
@@ -417,7 +410,7 @@ export class Device implements BlockTarget {
   /** Brings the extents of a write into the activity log; goes on when that is durable. */
   private activate(request: Request<Device>): void {
     if (!this.hasDisk) {
-      this.start(request);
+      this.takeTurn(request);
       return;
     }
     request.stage = RequestStage.ActivityLog;
@@ -427,7 +420,7 @@ export class Device implements BlockTarget {
   private tryActivate(request: Request<Device>): boolean {
     const metadata = this.metadata;
     if (!metadata || !this.hasDisk) {
-      this.start(request);
+      this.takeTurn(request);
       return true;
     }
     const first = extentOfSector(request.sector);
@@ -437,7 +430,7 @@ export class Device implements BlockTarget {
     if (ordinal === AL_WAIT) return false;
     request.flags |= F.ActivityLogHeld;
     if (ordinal === AL_HOT) {
-      this.start(request);
+      this.takeTurn(request);
     } else {
       request.epoch = ordinal;
       this.committing.push(request);
@@ -457,7 +450,7 @@ export class Device implements BlockTarget {
     const committed = metadata.activityLog.transactionsCommitted;
     this.committing.removeIf((request) => {
       if (request.epoch > committed) return false;
-      this.start(request);
+      this.takeTurn(request);
       return true;
     });
     this.peerCold.removeIf((request) => {
@@ -483,6 +476,21 @@ export class Device implements BlockTarget {
   }
 
   // -------------------------------------------------------------------------------------------------------- a write
+
+  /**
+   * Starts a write unless an older one that overlaps it is not completed. The activity log comes first: a write that
+   * waits here for its extents must not hold up a resync write that keeps them locked.
+   */
+  private takeTurn(request: Request<Device>): void {
+    request.age = this.intervals.insert(request.sector, request.sector + request.sectors);
+    request.flags |= F.Interval;
+    if (this.isBlocked(request.sector, request.sectors, request.age)) {
+      request.stage = RequestStage.Overlap;
+      this.overlapping.push(request);
+    } else {
+      this.start(request);
+    }
+  }
 
   /** Sends a write to the own disk and to the peer, side by side. */
   private start(request: Request<Device>): void {
@@ -633,7 +641,7 @@ export class Device implements BlockTarget {
     if (this.overlapping.length > 0)
       this.overlapping.removeIf((waiter) => {
         if (this.isBlocked(waiter.sector, waiter.sectors, waiter.age)) return false;
-        this.activate(waiter);
+        this.start(waiter);
         return true;
       });
     if (this.peerOverlapping.length > 0)
@@ -877,11 +885,11 @@ export class Device implements BlockTarget {
     this.detaching = { backing, done: [done] };
     // What waits for the activity log of this disk goes on without it.
     this.committing.removeIf((request) => {
-      this.start(request);
+      this.takeTurn(request);
       return true;
     });
     this.cold.removeIf((request) => {
-      this.start(request);
+      this.takeTurn(request);
       return true;
     });
     this.peerCold.removeIf((request) => {
@@ -1046,6 +1054,7 @@ export class Device implements BlockTarget {
     resource.epochs.writeDone(request.epoch);
     resource.peerRequests.release(request);
     resource.epochChanged();
+    resource.peerRequestDone();
   }
 
   private finishPeerWrite(request: PeerRequest): void {

@@ -16,6 +16,7 @@ export class Platter {
   private readonly pages = new Map<number, Uint8Array>();
   /** Unflushed sectors: the sequence of the last write, and what is stable instead. */
   private readonly unflushed = new Map<number, { written: number; readonly stable: Uint8Array }>();
+  private readonly spare: Uint8Array[] = [];
   private sequence = 0;
   /** Every operation fails (a dead disk). */
   broken = false;
@@ -45,8 +46,17 @@ export class Platter {
   }
 
   write(offset: number, bytes: Uint8Array): void {
-    this.touch(offset, bytes.length);
-    this.put(offset, bytes);
+    for (let done = 0; done < bytes.length; ) {
+      const at = offset + done;
+      const length = Math.min(PAGE - (at % PAGE), bytes.length - done);
+      const part = bytes.subarray(done, done + length);
+      // Zeroes where nothing ever was change nothing, now or after a power loss.
+      if (this.pages.has(at - (at % PAGE)) || !isZero(part)) {
+        this.touch(at, length);
+        this.put(at, part);
+      }
+      done += length;
+    }
   }
 
   zero(offset: number, length: number): void {
@@ -70,7 +80,7 @@ export class Platter {
       const length = Math.min(PAGE - inPage, bytes.length - done);
       const part = bytes.subarray(done, done + length);
       let page = this.pages.get(at - inPage);
-      if (!page && part.some((byte) => byte !== 0)) {
+      if (!page && !isZero(part)) {
         page = new Uint8Array(PAGE);
         this.pages.set(at - inPage, page);
       }
@@ -87,7 +97,7 @@ export class Platter {
         entry.written = this.sequence;
         continue;
       }
-      const stable = new Uint8Array(SECTOR);
+      const stable = this.spare.pop() ?? new Uint8Array(SECTOR);
       this.read(sector * SECTOR, stable);
       this.unflushed.set(sector, { written: this.sequence, stable });
     }
@@ -99,11 +109,18 @@ export class Platter {
 
   /** What was written up to `sequence` becomes stable. */
   settle(sequence: number): void {
-    for (const [sector, { written }] of this.unflushed) if (written <= sequence) this.unflushed.delete(sector);
+    for (const [sector, { written }] of this.unflushed) if (written <= sequence) this.settleSector(sector);
   }
 
   settleRange(offset: number, length: number): void {
-    for (let sector = offset / SECTOR; sector < (offset + length) / SECTOR; sector++) this.unflushed.delete(sector);
+    for (let sector = offset / SECTOR; sector < (offset + length) / SECTOR; sector++) this.settleSector(sector);
+  }
+
+  private settleSector(sector: number): void {
+    const entry = this.unflushed.get(sector);
+    if (!entry) return;
+    this.unflushed.delete(sector);
+    this.spare.push(entry.stable);
   }
 
   powerLoss(): void {
@@ -122,16 +139,22 @@ export class Platter {
 
   /** First byte in which two platters differ within `length`, or -1. */
   firstDifference(other: Platter, length: number): number {
-    const zeroes = new Uint8Array(PAGE);
     const offsets = [...new Set([...this.pages.keys(), ...other.pages.keys()])].sort((a, b) => a - b);
     for (const offset of offsets) {
       if (offset >= length) break;
-      const mine = this.pages.get(offset) ?? zeroes;
-      const its = other.pages.get(offset) ?? zeroes;
+      const mine = this.pages.get(offset) ?? ZEROES;
+      const its = other.pages.get(offset) ?? ZEROES;
+      if (Buffer.compare(mine, its) === 0) continue;
       for (let at = 0; at < Math.min(PAGE, length - offset); at++) if (mine[at] !== its[at]) return offset + at;
     }
     return -1;
   }
+}
+
+const ZEROES = new Uint8Array(PAGE);
+
+function isZero(bytes: Uint8Array): boolean {
+  return Buffer.compare(bytes, ZEROES.subarray(0, bytes.length)) === 0;
 }
 
 export interface DiskTiming {

@@ -88,6 +88,11 @@ export class Fabric {
     this.endpoints.delete(endpoint);
   }
 
+  /** A firewall or a switch resets every connection. */
+  resetConnections(): void {
+    for (const endpoint of [...this.endpoints]) endpoint.lost(Errno.ECONNRESET);
+  }
+
   /** A host's kernel is new: whoever still talks to the old one is told so. */
   resetHost(host: string): void {
     for (const endpoint of [...this.endpoints]) {
