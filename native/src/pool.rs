@@ -6,7 +6,7 @@
 //! may allocate too.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::completer::Completer;
 use crate::process::lock_range;
@@ -135,8 +135,8 @@ pub struct Pool {
     buddy: Mutex<Buddy>,
     /// A connection waits for memory: freeing must wake the ring.
     pub starved: AtomicBool,
-    /// Wakes the ring when a block is freed while `starved`. Held here so that its descriptor lives as long as the pool.
-    waker: OnceLock<Completer>,
+    /// Wakes the ring when a block is freed while `starved`; none once the ring is closed.
+    waker: Mutex<Option<Completer>>,
 }
 
 // The raw pointers name mappings that live as long as the Pool; the buddy lists are locked, counts are atomic, and the
@@ -190,7 +190,7 @@ impl Pool {
             control_bytes,
             buddy: Mutex::new(Buddy::new(pages)),
             starved: AtomicBool::new(false),
-            waker: OnceLock::new(),
+            waker: Mutex::new(None),
         }
     }
 
@@ -206,8 +206,8 @@ impl Pool {
         (self.control, self.control_bytes)
     }
 
-    pub fn set_waker(&self, completer: Completer) {
-        assert!(self.waker.set(completer).is_ok(), "a pool belongs to one ring");
+    pub fn set_waker(&self, completer: Option<Completer>) {
+        *self.waker.lock().expect("never poisoned: panics abort") = completer;
     }
 
     fn pages(&self) -> usize {
@@ -301,7 +301,7 @@ impl Pool {
         }
         self.lock().free(page, order);
         if self.starved.load(Ordering::Acquire) {
-            if let Some(completer) = self.waker.get() {
+            if let Some(completer) = &*self.waker.lock().expect("never poisoned: panics abort") {
                 completer.wake();
             }
         }

@@ -91,7 +91,7 @@ pub struct Core {
 impl Core {
     pub fn new(pool: Arc<Pool>, area: Area, backend: Backend) -> std::io::Result<Core> {
         let completer = Completer::new()?;
-        pool.set_waker(completer.clone());
+        pool.set_waker(Some(completer.clone()));
         Ok(Core {
             pool,
             area,
@@ -499,6 +499,7 @@ impl Core {
 
     /// Ends everything. False if the kernel still works on our memory after `patience`: then it must not be freed.
     pub fn close(&mut self, patience: std::time::Duration) -> bool {
+        self.pool.set_waker(None);
         self.workers.close();
         for id in 0..self.listeners.len() as u32 {
             self.close_listener(id);

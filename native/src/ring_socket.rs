@@ -126,6 +126,20 @@ fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> Result<(), i32>
         .map(|_| ())
 }
 
+/// No delay for small messages, and probes on a silent connection: a peer that lost power without a word is noticed after
+/// about two minutes even where the protocol above never asks.
+fn tune_tcp(socket: &OwnedFd) -> Result<(), i32> {
+    const IDLE_SECONDS: i32 = 60;
+    const INTERVAL_SECONDS: i32 = 10;
+    const PROBES: i32 = 6;
+    let fd = socket.as_raw_fd();
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, IDLE_SECONDS)?;
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, INTERVAL_SECONDS)?;
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, PROBES)
+}
+
 /// A non-blocking stream socket with its buffers set (0 leaves the kernel's). Sizes must stand before listen or connect,
 /// because the TCP window scale is agreed on then.
 fn new_socket(family: i32, receive_bytes: i32, send_bytes: i32) -> Result<OwnedFd, i32> {
@@ -207,7 +221,7 @@ pub fn connect_tcp(
         set_option(socket.as_raw_fd(), libc::SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
         bind(&socket, &Address::tcp(local, 0)?)?;
     }
-    set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    tune_tcp(&socket)?;
     start_connect(socket, &address)
 }
 
@@ -250,7 +264,7 @@ pub fn accept(listener: RawFd) -> Result<(OwnedFd, String), i32> {
     };
     if address.family() == libc::AF_INET || address.family() == libc::AF_INET6 {
         // Fails only if the peer is gone already, which receiving will tell.
-        let _ = set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+        let _ = tune_tcp(&socket);
     }
     Ok((socket, address.text()))
 }

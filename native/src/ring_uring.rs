@@ -41,6 +41,8 @@ pub fn split_user_data(data: u64) -> (Tag, u32) {
 pub struct Uring {
     ring: IoUring,
     event_value: Box<u64>,
+    /// Completions taken early to make room.
+    early: Vec<(u64, i32)>,
 }
 
 impl Uring {
@@ -66,7 +68,7 @@ impl Uring {
         if !supported || !wanted.iter().all(|&code| probe.is_supported(code)) {
             return Err(std::io::Error::from_raw_os_error(libc::ENOSYS));
         }
-        Ok(Uring { ring, event_value: Box::new(0) })
+        Ok(Uring { ring, event_value: Box::new(0), early: Vec::new() })
     }
 
     fn build() -> std::io::Result<IoUring> {
@@ -88,6 +90,10 @@ impl Uring {
                 return;
             }
             self.enter_without_waiting();
+            // With its completion queue overflowing, the kernel takes nothing more until some were reaped.
+            let mut early = std::mem::take(&mut self.early);
+            self.reap(&mut early);
+            self.early = early;
         }
     }
 
@@ -152,7 +158,7 @@ impl Uring {
 
     /// Submits what is queued and waits for a completion. `timeout_ms` -1: as long as it takes.
     pub fn wait(&mut self, timeout_ms: i32) {
-        if !self.ring.completion().is_empty() {
+        if !self.early.is_empty() || !self.ring.completion().is_empty() {
             self.enter_without_waiting();
             return;
         }
@@ -169,6 +175,7 @@ impl Uring {
 
     /// Moves reaped completions (user data, result) into `into`.
     pub fn reap(&mut self, into: &mut Vec<(u64, i32)>) {
+        into.append(&mut self.early);
         let mut completion = self.ring.completion();
         completion.sync();
         for entry in &mut completion {

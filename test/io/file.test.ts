@@ -100,6 +100,23 @@ describeRing('files', (make) => {
     expect(ring.usedBytes).toBe(0);
   });
 
+  it('takes more operations at once than its queues hold', async () => {
+    const ring = make();
+    const { file, done } = open(ring, 1 << 20);
+    const block = ring.memory.allocate(4096);
+    const count = 12_000;
+    // Durable writes never happen at once, so all of these wait in the kernel or for a worker.
+    for (let cookie = 0; cookie < count; cookie++)
+      file.write(cookie, (cookie % 256) * 4096, block, 512, cookie % 50 === 0);
+    for (let cookie = count; cookie < 2 * count; cookie++) file.read(cookie, (1 << 20) - 100, block, 200);
+    const errnos = await Promise.all(Array.from({ length: 2 * count }, (_, cookie) => done.of(cookie)));
+    expect(errnos.slice(0, count).every((errno) => errno === 0)).toBe(true);
+    expect(errnos.slice(count).every((errno) => errno === EIO)).toBe(true);
+    expect(done.order.length).toBe(2 * count);
+    ring.memory.release(block);
+    expect(ring.usedBytes).toBe(0);
+  });
+
   it('reports a read past the end as EIO, also when partly inside', async () => {
     const ring = make();
     const { file, done } = open(ring, 10_000);
