@@ -1,6 +1,6 @@
 /**
- * Micro-benchmark of the filesystem door alone: operations per second on a loop-mounted ext4 in the page cache, with many
- * in flight, as an NFS server has them, and one at a time. Needs root.
+ * Micro-benchmark of the filesystem door alone: operations per second on a loop-mounted ext4 in the page cache, with
+ * many in flight, as an NFS server has them, and one at a time. Needs root.
  *
  * Run: npx esbuild bench/posix-fs.ts --bundle --platform=node --format=esm --packages=external \
  *   --outfile=build/bench/posix-fs.mjs && node build/bench/posix-fs.mjs

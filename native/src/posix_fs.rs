@@ -1,8 +1,9 @@
-//! The kernel filesystem as NFS needs it: objects by kernel file handle, operations with the caller's identity, on threads
-//! of its own. `layout.rs` says how an operation travels; `ops.rs` does it; `src/io/posix-filesystem.ts` is the other side.
+//! The kernel filesystem as NFS needs it: objects by kernel file handle, operations with the caller's identity, on
+//! threads of its own. `layout.rs` says how an operation travels; `ops.rs` does it; `src/io/posix-filesystem.ts` is
+//! the other side.
 //!
-//! An open filesystem is `PosixFs`. `withdraw` ends it: afterwards no descriptor of this process is on the tree, so that
-//! umount succeeds at once.
+//! An open filesystem is `PosixFs`. `withdraw` ends it: afterwards no descriptor of this process is on the tree, so
+//! that umount succeeds at once.
 
 mod cache;
 mod class;
@@ -120,8 +121,8 @@ impl PosixFs {
         Ok((PosixFs { queue, door, running: Mutex::new(Some(Running { mount, threads })) }, facts))
     }
 
-    /// Queues operations: cookie and pool offset of the request block each. Never blocks for long. After `withdraw` each
-    /// completes with ESTALE.
+    /// Queues operations: cookie and pool offset of the request block each. Never blocks for long. After `withdraw`
+    /// each completes with ESTALE.
     pub fn submit(&self, operations: impl Iterator<Item = (u32, usize)> + Clone) {
         let jobs = operations.clone().map(|(cookie, block)| {
             assert!(block <= self.door.length() - BLOCK_BYTES, "a request block inside the pool");

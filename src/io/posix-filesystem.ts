@@ -1,6 +1,6 @@
 /**
- * `FileSystem` over the kernel: operations run on worker threads of the addon, with the caller's identity, on objects named
- * by kernel file handles. Each operation travels in one pool block; `native/src/posix_fs/layout.rs` draws it.
+ * `FileSystem` over the kernel: operations run on worker threads of the addon, with the caller's identity, on objects
+ * named by kernel file handles. Each operation travels in one pool block; `native/src/posix_fs/layout.rs` draws it.
  */
 import { assert } from '../base/assert.js';
 import { Errno, OperatorError } from '../base/errors.js';
@@ -112,7 +112,9 @@ const NO_BYTES = new Uint8Array(0);
 
 const ESTALE = 116;
 
-/** Operations under way at once; more wait in a queue of at most MAX_WAITING, and beyond that are told to come again. */
+/**
+ * Operations under way at once; more wait in a queue of at most MAX_WAITING, and beyond that are told to come again.
+ */
 const MAX_SLOTS = 1024;
 const MAX_WAITING = 65536;
 
@@ -200,7 +202,7 @@ export class PosixFileSystem implements FileSystem {
     this.rootHandle = facts.rootHandle;
   }
 
-  // ---- operations -----------------------------------------------------------------------------------------------------
+  // ---- operations --------------------------------------------------------------------------------------------------
 
   getattr(handle: KernelHandle): Promise<AttributesOutcome> {
     return this.run(L.OP_GETATTR, ROOT_CREDENTIAL, handle, nothing);
@@ -429,7 +431,7 @@ export class PosixFileSystem implements FileSystem {
     return this.withdrawal;
   }
 
-  // ---- slots ----------------------------------------------------------------------------------------------------------
+  // ---- slots -------------------------------------------------------------------------------------------------------
 
   private run<T extends Outcome>(
     op: number,
@@ -500,7 +502,7 @@ export class PosixFileSystem implements FileSystem {
     if (this.waiting.length > 0) this.waiting.shift()!();
   }
 
-  // ---- arguments ------------------------------------------------------------------------------------------------------
+  // ---- arguments ---------------------------------------------------------------------------------------------------
 
   private putCredential(at: number, { uid, gid, groups }: Credential): void {
     assert(groups.length <= L.MAX_GROUPS, `${groups.length} groups; at most ${L.MAX_GROUPS} travel`);
@@ -574,7 +576,7 @@ export class PosixFileSystem implements FileSystem {
     view.setUint32(base, mask, true);
   }
 
-  // ---- results --------------------------------------------------------------------------------------------------------
+  // ---- results -----------------------------------------------------------------------------------------------------
 
   private decode(at: number, errno: number, payload: number): Outcome {
     const view = this.memory.view;

@@ -138,7 +138,7 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
   const unchecked = (attributes: SetAttributes) => ({ kind: 'unchecked', attributes }) as const;
   const guarded = (attributes: SetAttributes) => ({ kind: 'guarded', attributes }) as const;
 
-  // ---- objects and names ------------------------------------------------------------------------------------------------
+  // ---- objects and names -------------------------------------------------------------------------------------------
 
   it('tells attributes as stat(1) does', async () => {
     await fresh();
@@ -258,7 +258,7 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
     }
   });
 
-  // ---- handles ----------------------------------------------------------------------------------------------------------
+  // ---- handles -----------------------------------------------------------------------------------------------------
 
   it('keeps handles good over renames, and stale after the last unlink', async () => {
     await fresh();
@@ -358,7 +358,7 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
     }
   });
 
-  // ---- data -------------------------------------------------------------------------------------------------------------
+  // ---- data --------------------------------------------------------------------------------------------------------
 
   it('reads with exact ends, clipped counts and holes as zeroes', async () => {
     await fresh();
@@ -562,7 +562,7 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
       expect((await make(type, 0, 0)).errno).toBe(E.BADTYPE);
   });
 
-  // ---- creation and removal ----------------------------------------------------------------------------------------------
+  // ---- creation and removal ----------------------------------------------------------------------------------------
 
   it('creates unchecked, guarded and exclusive', async () => {
     await fresh();
@@ -742,7 +742,7 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
     expect((await fs.link(ROOT, handle, root, bytes('cold'), true)).errno).toBe(0);
   });
 
-  // ---- attributes --------------------------------------------------------------------------------------------------------
+  // ---- attributes --------------------------------------------------------------------------------------------------
 
   it('sets attributes in the order that keeps what was asked for', async () => {
     await fresh();
@@ -816,7 +816,7 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
     expect((await set(OTHER, { mtime: 'now' })).errno).toBe(E.PERM);
   });
 
-  // ---- permissions -------------------------------------------------------------------------------------------------------
+  // ---- permissions -------------------------------------------------------------------------------------------------
 
   /** What a shell as that user says of the same thing: 0, or the errno of its message. */
   function asUser(who: Credential, script: string, ...args: string[]): number {
@@ -1012,7 +1012,7 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
     }
   });
 
-  // ---- directories -------------------------------------------------------------------------------------------------------
+  // ---- directories -------------------------------------------------------------------------------------------------
 
   it('lists everything once, with attributes and handles, in parts of any size', async () => {
     await fresh();
@@ -1076,6 +1076,70 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
     for (const name of stable) expect(seen.get(name), name).toBe(1);
   });
 
+  /** dx_hack_hash of fs/ext4/hash.c, the `legacy` directory hash, for ASCII names. */
+  function legacyHash(name: string): number {
+    let hash0 = 0x12a3fe2d;
+    let hash1 = 0x37abe8f9;
+    for (const character of name) {
+      let hash = (hash1 + (hash0 ^ Math.imul(character.charCodeAt(0), 7152373))) >>> 0;
+      if (hash & 0x80000000) hash = (hash - 0x7fffffff) >>> 0;
+      hash1 = hash0;
+      hash0 = hash;
+    }
+    return (hash0 << 1) >>> 0;
+  }
+
+  it('neither skips nor repeats entries that share a position', async () => {
+    const byHash = new Map<number, string>();
+    let pair: readonly [string, string] | undefined;
+    for (let index = 0; !pair; index++) {
+      const name = `n${index}`;
+      const other = byHash.get(legacyHash(name));
+      if (other !== undefined) pair = [other, name];
+      byHash.set(legacyHash(name), name);
+    }
+    const disk = Ext4Image.make(16);
+    let there: PosixFileSystem | undefined;
+    try {
+      run('tune2fs', '-E', 'hash_alg=legacy', disk.image);
+      disk.mount();
+      const names = [...pair, '.', '..'];
+      mkdirSync(join(disk.mountPoint, 'd'));
+      // Enough for a second block: only then are entries in hash order.
+      for (let index = 0; index < 400; index++) names.push(`filler-${index}-${'x'.repeat(20)}`);
+      for (const name of names.filter((name) => !name.startsWith('.')))
+        writeFileSync(join(disk.mountPoint, 'd', name), '');
+      names.sort();
+      there = await openPosixFileSystem(ring, disk.mountPoint, { workers: 1 });
+      const directory = (await there.lookup(ROOT, there.rootHandle, bytes('d'))).handle!;
+      const whole = await there.readdir(ROOT, directory, 0n, 1000, false);
+      const positions = whole.entries.map(({ cookie }) => cookie);
+      expect(
+        positions.some((cookie, index) => cookie === positions[index - 1]),
+        'the two do collide',
+      ).toBe(true);
+      for (const most of [2, 3, 7, 1000]) {
+        const seen: string[] = [];
+        for (let cookie = 0n; ; ) {
+          const part = await there.readdir(ROOT, directory, cookie, most, false);
+          expect([part.errno, part.entries.length > 0 || part.eof]).toEqual([0, true]);
+          seen.push(...part.entries.map(({ name }) => text(name)));
+          if (part.eof) break;
+          cookie = part.entries.at(-1)!.cookie;
+        }
+        expect(seen.sort(), `${most} at a time`).toEqual(names);
+      }
+      // One at a time there is no position between the two.
+      const first = positions.findIndex((cookie, index) => cookie === positions[index - 1]) - 1;
+      const stuck = await there.readdir(ROOT, directory, positions[first]!, 1, false);
+      expect([stuck.errno, stuck.entries.length, stuck.eof]).toEqual([0, 0, false]);
+    } finally {
+      await there?.withdraw();
+      disk.unmount();
+      disk.dispose();
+    }
+  });
+
   it('lists 100,000 entries', async () => {
     const large = Ext4Image.make(64, '-N', '110000');
     let there: PosixFileSystem | undefined;
@@ -1115,7 +1179,7 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
     }
   }, 120_000);
 
-  // ---- concurrency -------------------------------------------------------------------------------------------------------
+  // ---- concurrency -------------------------------------------------------------------------------------------------
 
   it('reports wcc that chains: each `before` is the `after` of the change before it', async () => {
     await fresh();
@@ -1191,7 +1255,7 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
     expect(answers.every(({ errno, attributes }) => errno === 0 && attributes?.fileId === 2n)).toBe(true);
   });
 
-  // ---- the end -----------------------------------------------------------------------------------------------------------
+  // ---- the end -----------------------------------------------------------------------------------------------------
 
   const descriptorsBelow = (path: string) =>
     readdirSync('/proc/self/fd').filter((fd) => {
@@ -1264,6 +1328,7 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
       }
       expect(descriptors(), 'no descriptor leaked').toBe(before);
       expect(ring.usedBytes, 'no pool block leaked').toBeLessThanOrEqual(blocksBefore + 64 * 65536);
+      await victim.untilFree();
       expect(run('fsck.ext4', '-f', '-n', victim.image)).toMatch(/files/);
     } finally {
       victim.dispose();
@@ -1284,7 +1349,11 @@ describe.runIf(canMountImages())('the filesystem door over ext4', () => {
     const script = `
       const { NativeRing, NativePosixFs } = require(process.argv[1]);
       const ring = new NativeRing(16 * 1024 * 1024, 'epoll');
-      try { new NativePosixFs(ring, ring.newTarget(), process.argv[2], 1); } catch (error) { console.log(error.message); }
+      try {
+        new NativePosixFs(ring, ring.newTarget(), process.argv[2], 1);
+      } catch (error) {
+        console.log(error.message);
+      }
       process.exit(0);`;
     const addon = resolve(import.meta.dirname, '../../native/drbdts.node');
     const without = (capability: string) =>

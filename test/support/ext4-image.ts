@@ -1,6 +1,8 @@
-/** Loop-mounted ext4 images, for tests that need the kernel's filesystem. Everything made here is unmade by `dispose`. */
+/**
+ * Loop-mounted ext4 images, for tests that need the kernel's filesystem. Everything made here is unmade by `dispose`.
+ */
 import { spawnSync } from 'node:child_process';
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { chmodSync, closeSync, constants, existsSync, mkdirSync, mkdtempSync, openSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { requires } from './requires.js';
@@ -8,7 +10,7 @@ import { requires } from './requires.js';
 export function run(program: string, ...args: string[]): string {
   const { status, stdout, stderr, error } = spawnSync(program, args, { encoding: 'utf8' });
   if (error) throw error;
-  if (status !== 0) throw new Error(`${program} ${args.join(' ')} failed (${status}): ${stderr.trim()}`);
+  if (status !== 0) throw new Error(`${program} ${args.join(' ')} failed (${status}): ${`${stdout}${stderr}`.trim()}`);
   return stdout;
 }
 
@@ -97,6 +99,23 @@ export class Ext4Image {
   unmount(): void {
     run('umount', this.mountPoint);
     this.isMounted = false;
+  }
+
+  /**
+   * Waits until the kernel let go of the filesystem: a mount namespace that someone else made meanwhile keeps a copy of
+   * the mount, and with it the superblock, after our umount.
+   */
+  async untilFree(): Promise<void> {
+    for (let attempt = 0; this.device; attempt++) {
+      try {
+        // O_EXCL without O_CREAT on a block device: EBUSY while it is mounted anywhere.
+        closeSync(openSync(this.device, constants.O_RDONLY | constants.O_EXCL));
+        return;
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'EBUSY' || attempt === 300) throw error;
+        await new Promise((done) => setTimeout(done, 100));
+      }
+    }
   }
 
   dispose(): void {

@@ -1,6 +1,6 @@
 //! Open descriptors by inode: a bounded LRU. A descriptor found here grants nothing by itself; every operation asks the
-//! kernel anew whether its caller may. Entries leave when their name is unlinked (an open descriptor would keep the space of
-//! a removed file), when they were not used for a while, and all together when the filesystem is withdrawn.
+//! kernel anew whether its caller may. Entries leave when their name is unlinked (an open descriptor would keep the
+//! space of a removed file), when they were not used for a while, and all together when the filesystem is withdrawn.
 
 use super::sys::{self, Errno, Key, Outcome};
 use lru::LruCache;
@@ -17,8 +17,8 @@ pub struct Inode {
     path: OwnedFd,
     read: OnceLock<OwnedFd>,
     write: OnceLock<OwnedFd>,
-    /// Written through `write` and not yet synced: must be synced before `write` is closed, because the kernel reports a
-    /// failed writeback to descriptors that were open at the time.
+    /// Written through `write` and not yet synced: must be synced before `write` is closed, because the kernel
+    /// reports a failed writeback to descriptors that were open at the time.
     pub dirty: AtomicBool,
     pub sync: SyncGate,
     used: AtomicU32,
@@ -56,8 +56,8 @@ impl Inode {
         self.kind == libc::S_IFREG
     }
 
-    /// Opened with the server's identity (the caller's is checked per request). Regular files and directories only: opening
-    /// a FIFO or device could block or have effects.
+    /// Opened with the server's identity (the caller's is checked per request). Regular files and directories only:
+    /// opening a FIFO or device could block or have effects.
     pub fn read_fd(&self, proc: RawFd) -> Outcome<RawFd> {
         assert!(self.is_regular() || self.is_directory(), "special files are never opened");
         self.open_once(&self.read, proc, libc::O_RDONLY)
@@ -88,9 +88,9 @@ impl Inode {
     }
 }
 
-/// Lets callers share fsync calls. The kernel reports a writeback error once per descriptor, so when several wait for the
-/// same descriptor all must learn what the one call said; and whoever comes while a call runs needs the next one, as the
-/// running one may have passed their data already.
+/// Lets callers share fsync calls. The kernel reports a writeback error once per descriptor, so when several wait for
+/// the same descriptor all must learn what the one call said; and whoever comes while a call runs needs the next one,
+/// as the running one may have passed their data already.
 #[derive(Default)]
 pub struct SyncGate {
     state: Mutex<GateState>,

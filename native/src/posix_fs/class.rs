@@ -38,8 +38,8 @@ impl Door for RingDoor {
     }
 }
 
-/// One exported filesystem. Its operations are external operations of `target`: the record's argument is the pool offset of
-/// the request block, its cookie comes back in the completion, whose result is an errno.
+/// One exported filesystem. Its operations are external operations of `target`: the record's argument is the pool
+/// offset of the request block, its cookie comes back in the completion, whose result is an errno.
 #[napi]
 pub struct NativePosixFs {
     filesystem: Arc<PosixFs>,

@@ -1,10 +1,10 @@
 //! The caller's identity on a worker thread.
 //!
 //! The kernel keeps credentials per thread; glibc hides that by changing all threads, hence raw system calls. A worker
-//! rests with fsuid 0, which holds the filesystem capabilities; `assume` takes the caller's identity for a scope and its
-//! guard gives fsuid 0 (and with it the capabilities) back. The filesystem gid and the supplementary groups stay what they
-//! were last set to: with fsuid 0 they grant nothing that the capabilities do not, nothing is created at rest, and callers
-//! who come in a row with one identity save the calls.
+//! rests with fsuid 0, which holds the filesystem capabilities; `assume` takes the caller's identity for a scope and
+//! its guard gives fsuid 0 (and with it the capabilities) back. The filesystem gid and the supplementary groups stay
+//! what they were last set to: with fsuid 0 they grant nothing that the capabilities do not, nothing is created at
+//! rest, and callers who come in a row with one identity save the calls.
 
 use super::sys::{Errno, Outcome};
 

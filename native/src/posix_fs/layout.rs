@@ -1,12 +1,13 @@
 //! The request block: how one filesystem operation travels between TypeScript and a worker thread.
 //!
 //! Each operation owns one pool block of `BLOCK_BYTES` (a slot, reused by the TypeScript side). TypeScript writes the
-//! request part and submits the block's offset; a worker reads it, does the work, writes the result part and completes the
-//! operation with an errno (0 is success). The completion orders the memory: neither side touches the block while the other
-//! owns it. All integers are little-endian; sizes and seconds are f64, because both fit in 53 bits and a JavaScript number
-//! costs no BigInt; file ids and readdir cookies use all 64 bits and are u64.
+//! request part and submits the block's offset; a worker reads it, does the work, writes the result part and
+//! completes the operation with an errno (0 is success). The completion orders the memory: neither side touches the
+//! block while the other owns it. All integers are little-endian; sizes and seconds are f64, because both fit in 53
+//! bits and a JavaScript number costs no BigInt; file ids and readdir cookies use all 64 bits and are u64.
 //!
-//! `src/io/posix-filesystem.ts` has the same constants by the same names; test/io/posix-filesystem.test.ts compares them.
+//! `src/io/posix-filesystem.ts` has the same constants by the same names; test/io/posix-filesystem.test.ts compares
+//! them.
 //!
 //! ```text
 //! RESULT part                            REQUEST part (offset REQUEST)
@@ -153,8 +154,8 @@ impl SetAttributes {
         self.mask & bits != 0
     }
 
-    /// What the kernel would misread is refused before anything is done: -1 means "unchanged" to chown, and utimensat has
-    /// special meanings for large nanoseconds.
+    /// What the kernel would misread is refused before anything is done: -1 means "unchanged" to chown, and utimensat
+    /// has special meanings for large nanoseconds.
     pub fn check(&self) -> Outcome<()> {
         let bad_owner = self.has(SET_UID) && self.uid == u32::MAX || self.has(SET_GID) && self.gid == u32::MAX;
         let bad_time = self.has(SET_ATIME) && self.atime.nanoseconds > 999_999_999
@@ -238,8 +239,8 @@ impl Block {
         self.u32(FLAGS) & bit != 0
     }
 
-    /// The single path component of the request, NUL-terminated for the kernel. One byte more than any filesystem allows
-    /// passes, so that the kernel says ENAMETOOLONG itself, after its other checks.
+    /// The single path component of the request, NUL-terminated for the kernel. One byte more than any filesystem
+    /// allows passes, so that the kernel says ENAMETOOLONG itself, after its other checks.
     pub fn name(&self) -> Outcome<CName> {
         CName::new(self.bytes(NAME, self.length(NAME_LENGTH, MAX_NAME_BYTES)))
     }

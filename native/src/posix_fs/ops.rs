@@ -1,9 +1,9 @@
 //! The operations, one function each. A worker thread runs them one at a time with its own `Identity`.
 //!
-//! The pattern: find the object as the server (open_by_handle_at needs CAP_DAC_READ_SEARCH), act as the caller, so that the
-//! kernel judges permissions, ownership and quota, and look at the result as the server again. Operations that change
-//! something hold the locks of the inodes whose `before` they report; waiting for stable storage happens outside the locks,
-//! so that callers who wait together share one journal commit.
+//! The pattern: find the object as the server (open_by_handle_at needs CAP_DAC_READ_SEARCH), act as the caller, so
+//! that the kernel judges permissions, ownership and quota, and look at the result as the server again. Operations
+//! that change something hold the locks of the inodes whose `before` they report; waiting for stable storage happens
+//! outside the locks, so that callers who wait together share one journal commit.
 
 use super::cache::{Cache, Inode};
 use super::identity::{Assumed, Caller, Identity};
@@ -83,8 +83,8 @@ impl Mount {
             libc::ENOENT | libc::EINVAL => ESTALE,
             _ => errno,
         })?;
-        // For ext4 a handle with generation 0 opens whatever lives in that inode. Only an inode whose generation really is
-        // 0 (the root, lost+found) has such a handle.
+        // For ext4 a handle with generation 0 opens whatever lives in that inode. Only an inode whose generation
+        // really is 0 (the root, lost+found) has such a handle.
         if key.generation == 0 && sys::handle_of(sys::raw(&fd))?.key() != key {
             return Err(ESTALE);
         }
@@ -173,8 +173,8 @@ fn nothing_at(errno: Errno) -> bool {
     errno.0 == libc::ENOENT
 }
 
-/// May write: the kernel's answer, or ownership. A client that opened a file and then lost permission (chmod, creation with
-/// mode 0444) keeps writing, as on knfsd (NFSD_MAY_OWNER_OVERRIDE).
+/// May write: the kernel's answer, or ownership. A client that opened a file and then lost permission (chmod,
+/// creation with mode 0444) keeps writing, as on knfsd (NFSD_MAY_OWNER_OVERRIDE).
 fn may_write(_as_caller: &Assumed<'_>, inode: &Inode, stat: &libc::statx, uid: u32) -> Outcome<()> {
     match sys::may(inode.path(), libc::W_OK) {
         Err(Errno(libc::EACCES)) if stat.stx_uid == uid => Ok(()),
@@ -491,7 +491,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Size, owner, mode, times, in this order: truncation stamps mtime, and a change of owner clears setuid and setgid.
+    /// Size, owner, mode, times, in this order: truncation stamps mtime, and a change of owner clears setuid and
+    /// setgid.
     fn apply(&mut self, inode: &Inode, stat: &libc::statx, changes: &SetAttributes) -> Outcome<()> {
         changes.check()?;
         if changes.has(SET_MODE) && inode.kind == libc::S_IFLNK {
@@ -679,8 +680,8 @@ impl Worker {
     /// Sets what creation itself could not. Returns whether anything was left to set.
     fn apply_to_new(&mut self, inode: &Inode, changes: &SetAttributes) -> Outcome<bool> {
         let mut changes = *changes;
-        // The kernel gave mode and, from the caller, owner. mkdir drops setuid and setgid, and so may a change of owner or
-        // size; setting the other bits again would only disturb a default ACL.
+        // The kernel gave mode and, from the caller, owner. mkdir drops setuid and setgid, and so may a change of
+        // owner or size; setting the other bits again would only disturb a default ACL.
         if changes.mode & 0o6000 == 0 || inode.kind == libc::S_IFLNK {
             changes.mask &= !SET_MODE;
         }
@@ -926,8 +927,8 @@ impl Worker {
     }
 }
 
-/// The verifier of an EXCLUSIVE create as knfsd keeps it: first word in mtime, second in atime, as seconds; 31 bits each,
-/// because ext4 with 128-byte inodes stores no more. Returns (atime, mtime) in the order of utimensat.
+/// The verifier of an EXCLUSIVE create as knfsd keeps it: first word in mtime, second in atime, as seconds; 31 bits
+/// each, because ext4 with 128-byte inodes stores no more. Returns (atime, mtime) in the order of utimensat.
 fn verifier_times(verifier: [u8; 8]) -> [libc::timespec; 2] {
     let word = |bytes: &[u8]| libc::timespec {
         tv_sec: i64::from(u32::from_le_bytes(bytes.try_into().unwrap()) & 0x7fff_ffff),

@@ -1,5 +1,5 @@
-//! Directory listings. The kernel's d_off is the cookie: on ext4 it is a hash position that survives removals, restarts and
-//! the move to the other head.
+//! Directory listings. The kernel's d_off is the cookie: on ext4 it is a hash position that survives removals,
+//! restarts and the move to the other head.
 
 use super::layout::{encode_attributes, ATTRIBUTES_BYTES, EBADCOOKIE, ENTRY_BYTES};
 use super::sys::{self, Errno, Handle, Outcome};
@@ -36,8 +36,8 @@ pub struct Listed {
 }
 
 impl Listing<'_> {
-    /// Fills `out` with entries (layout.rs). EBADCOOKIE for a cookie the kernel never gave; EOVERFLOW when entries that share
-    /// one position do not fit (the caller must come back with more room, NFS3ERR_TOOSMALL).
+    /// Fills `out` with entries (layout.rs). EBADCOOKIE for a cookie the kernel never gave. None, and not the end, when
+    /// there is no room for all entries that share the first position: the caller must come back with more.
     pub fn fill(&mut self, out: &mut [u8]) -> Outcome<Listed> {
         let position = i64::try_from(self.cookie).map_err(|_| EBADCOOKIE)?;
         if position != 0 {
@@ -47,7 +47,7 @@ impl Listing<'_> {
         let (mut entries, mut bytes) = (0, 0);
         // End of the last entry after which a listing may stop, and the cookie of the entry before the next.
         let (mut safe_entries, mut safe_bytes) = (0, 0);
-        let mut previous_cookie = None;
+        let mut previous_cookie = (position != 0).then_some(self.cookie);
         let full = loop {
             let wanted = ((self.max_entries - entries) * 48 + 1024).min(self.buffer.len());
             let got = sys::read_directory(self.directory, &mut self.buffer[..wanted])?;
@@ -87,9 +87,6 @@ impl Listing<'_> {
         if !full {
             return Ok(Listed { entries, bytes, eof: true });
         }
-        if safe_entries == 0 {
-            return Err(Errno(libc::EOVERFLOW));
-        }
         Ok(Listed { entries: safe_entries, bytes: safe_bytes, eof: false })
     }
 
@@ -127,7 +124,8 @@ impl Listing<'_> {
         Some(length)
     }
 
-    /// Both or nothing: an entry that vanished, was replaced in between, or is covered by a mount is listed by name only.
+    /// Both or nothing: an entry that vanished, was replaced in between, or is covered by a mount is listed by name
+    /// only.
     fn look_at(&self, file_id: u64, name: &CStr) -> (Option<Handle>, Option<libc::statx>) {
         if let (Some(root), b"..") = (&self.root, name.to_bytes()) {
             return (Some(root.handle), Some(root.stat));
