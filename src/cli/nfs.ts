@@ -1,6 +1,6 @@
 /**
- * `drbdts nfs`: a small NFSv3 client, for looking at an export and moving files without mounting it. A failover of the server
- * shows as a pause: every unanswered request is sent again, unchanged, once the server is back.
+ * `drbdts nfs`: a small NFSv3 client, for looking at an export and moving files without mounting it. A failover of the
+ * server shows as a pause: every unanswered request is sent again, unchanged, once the server is back.
  */
 import { randomInt } from 'node:crypto';
 import { createReadStream } from 'node:fs';
@@ -249,8 +249,8 @@ interface Piece {
 }
 
 /**
- * Writes pieces unstable, then commits. Pieces are kept until they are committed with the verifier they were written with: a
- * server that restarted in between gets them again (RFC 1813 section 4.8).
+ * Writes pieces unstable, then commits. Pieces are kept until they are committed with the verifier they were written
+ * with: a server that restarted in between gets them again (RFC 1813 section 4.8).
  */
 class Uploader {
   private readonly uncommitted: { piece: Piece; verifier: Uint8Array }[] = [];

@@ -6,8 +6,8 @@
  *   <- {"id":1,"result":...}                                       or
  *   <- {"id":1,"error":{"code":"...","message":"...","exitCode":20}}
  *
- * Calls of one connection run side by side; answers come in the order they finish. The socket is mode 0600, so whoever can
- * connect may command.
+ * Calls of one connection run side by side; answers come in the order they finish. The socket is mode 0600, so whoever
+ * can connect may command.
  */
 import { rmSync } from 'node:fs';
 import { createConnection, createServer, type Socket } from 'node:net';

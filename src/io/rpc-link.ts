@@ -1,6 +1,7 @@
 /**
- * A TCP connection that carries records with a transaction number in their first four bytes, and survives its server: after a
- * loss it connects again and sends every unanswered record again, unchanged. A failover is a pause, nothing more.
+ * A TCP connection that carries records with a transaction number in their first four bytes, and survives its server:
+ * after a loss it connects again and sends every unanswered record again, unchanged. A failover is a pause, nothing
+ * more.
  */
 import { createConnection, type Socket } from 'node:net';
 import { OperatorError } from '../base/errors.js';

@@ -10,7 +10,9 @@ export interface WireAttributes extends Attributes {
 const U32_MAX = 0xffff_ffff;
 const U64_MAX = 0xffff_ffff_ffff_ffffn;
 
-/** Seconds before 1970 or after 2106 cannot be said: the nearest that can (a wrapped year is worse than a clamped one). */
+/**
+ * Seconds before 1970 or after 2106 cannot be said: the nearest that can (a wrapped year is worse than a clamped one).
+ */
 function writeTime(writer: XdrWriter, time: TimeSpec): void {
   writer.u32(Math.min(U32_MAX, Math.max(0, time.seconds)));
   writer.u32(time.nanoseconds);

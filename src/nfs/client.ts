@@ -1,4 +1,7 @@
-/** The client's side of MOUNT, NFSv3 and the port mapper: typed calls over anything that carries records. No sockets here. */
+/**
+ * The client's side of MOUNT, NFSv3 and the port mapper: typed calls over anything that carries records. No sockets
+ * here.
+ */
 import { OperatorError } from '../base/errors.js';
 import type { AuthSys } from '../rpc/auth.js';
 import { decodeReply, encodeCall } from '../rpc/call.js';

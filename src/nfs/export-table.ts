@@ -1,8 +1,8 @@
 /**
  * Who may do what with which exported tree, and whether the tree is there now.
  *
- * The rules come from the operator's exports file; the trees come and go with the cluster's resources. A handle of an export
- * that is in the rules but not there yet (or not any more) is never stale: its requests wait.
+ * The rules come from the operator's exports file; the trees come and go with the cluster's resources. A handle of an
+ * export that is in the rules but not there yet (or not any more) is never stale: its requests wait.
  */
 import { assert } from '../base/assert.js';
 import { OperatorError } from '../base/errors.js';
@@ -191,8 +191,8 @@ export class ExportTable {
   }
 
   /**
-   * Puts a whole new table in force, or none of it. Exports that stay keep their trees; the trees of those that went are
-   * returned, to be withdrawn, and their handles are stale at once.
+   * Puts a whole new table in force, or none of it. Exports that stay keep their trees; the trees of those that went
+   * are returned, to be withdrawn, and their handles are stale at once.
    * @throws OperatorError when two exports would have the same id
    */
   replace(rules: readonly ExportRule[]): readonly FileSystem[] {

@@ -8,8 +8,8 @@
  *   12..    kernel handle: u32 LE type, then the bytes of name_to_handle_at(2); 12 bytes on ext4
  *   last 8  SipHash-2-4 over everything before, with the cluster's key
  *
- * At most 56 bytes, because one client (VMware ESXi) takes no more. The MAC keeps clients from naming objects that they were
- * never shown; it does not replace the check of the export on every request.
+ * At most 56 bytes, because one client (VMware ESXi) takes no more. The MAC keeps clients from naming objects that they
+ * were never shown; it does not replace the check of the export on every request.
  */
 import { assert } from '../base/assert.js';
 import { type SipKey, sipHash } from '../rpc/siphash.js';

@@ -67,7 +67,9 @@ export class Target {
     return statusOfErrno(errno);
   }
 
-  /** As `status`, where the handle alone names the object: what is not there is a stale handle (RFC 1813 section 2.6). */
+  /**
+   * As `status`, where the handle alone names the object: what is not there is a stale handle (RFC 1813 section 2.6).
+   */
   statusOfHandle(errno: number): number {
     return this.status(errno === 2 ? FsErrno.ESTALE : errno);
   }
@@ -96,7 +98,8 @@ export class NfsService {
 
   /**
    * Opens a handle for the caller.
-   * @param isOpenToAll the request may come without a credential if it is about an export's root (FSINFO, GETATTR while mounting)
+   * @param isOpenToAll the request may come without a credential if it is about an export's root (FSINFO, GETATTR while
+   * mounting)
    * @returns the object, or an nfsstat3
    * @throws AuthRefused for a flavor or source port the export does not take; NotNow while the tree is not there
    */

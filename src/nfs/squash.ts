@@ -1,4 +1,7 @@
-/** From the identity a call claims to the one it is judged with (exports(5): root_squash, all_squash; knfsd nfsd_setuser). */
+/**
+ * From the identity a call claims to the one it is judged with (exports(5): root_squash, all_squash; knfsd
+ * nfsd_setuser).
+ */
 import type { AuthSys } from '../rpc/auth.js';
 import type { ExportOptions } from './export-table.js';
 import type { Credential } from './filesystem.js';

@@ -64,7 +64,10 @@ function optionsOf(options: ClientOptions): ExportOptions {
   };
 }
 
-/** The path that must be a mount point while the entry is exported; undefined: any mount but the root filesystem will do. */
+/**
+ * The path that must be a mount point while the entry is exported; undefined: any mount but the root filesystem will
+ * do.
+ */
 export function mountPointOf(entry: ExportEntry): string | undefined {
   return entry.clients.find(({ options }) => options.mountPoint !== undefined)?.options.mountPoint;
 }

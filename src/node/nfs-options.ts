@@ -12,13 +12,14 @@ export interface NfsOptions {
   /** Default 2049, 20048, 111. 0 takes any free port. */
   readonly ports?: { readonly nfs?: number; readonly mount?: number; readonly portmap?: number };
   /**
-   * `auto` (default): register with a running rpcbind, else serve the portmap port here; `register`, `own`: only the one;
-   * `none`: neither (clients name the ports themselves).
+   * `auto` (default): register with a running rpcbind, else serve the portmap port here; `register`, `own`: only the
+   * one; `none`: neither (clients name the ports themselves).
    */
   readonly portmap?: 'auto' | 'register' | 'own' | 'none';
   /**
    * Keys of file handles, 32 hexadecimal digits each: the first signs, all are accepted. They must be the same on both
-   * heads, or every client's handles go stale at a takeover. Without any, handles are signed with a key that is no secret.
+   * heads, or every client's handles go stale at a takeover. Without any, handles are signed with a key that is no
+   * secret.
    */
   readonly handleKeys?: readonly string[];
   /** File with one such key per line. Made with a random key if it does not exist; for a head without a peer. */

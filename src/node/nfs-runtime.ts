@@ -1,6 +1,6 @@
 /**
- * The NFS server of one head: listeners, programs, exported trees, and the control channel by which the daemon opens and
- * withdraws them. `docs/internals/nfs.md` describes the channel.
+ * The NFS server of one head: listeners, programs, exported trees, and the control channel by which the daemon opens
+ * and withdraws them. `docs/internals/nfs.md` describes the channel.
  */
 import { createHash, randomBytes } from 'node:crypto';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
@@ -301,8 +301,8 @@ export class NfsRuntime {
   }
 
   /**
-   * Exporting the empty directory below a filesystem that is not mounted would show clients an empty tree, make all their
-   * handles stale, and take their writes to the wrong disk.
+   * Exporting the empty directory below a filesystem that is not mounted would show clients an empty tree, make all
+   * their handles stale, and take their writes to the wrong disk.
    */
   private async checkMounted(path: string): Promise<void> {
     const entry = this.configured.entries.find((candidate) => candidate.path === normalizePath(path));

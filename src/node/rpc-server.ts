@@ -1,6 +1,6 @@
 /**
- * RPC over the doors: TCP through the ring (which cuts records), UDP through node:dgram for the small programs. All protocol is in
- * `rpc/`; here is who may connect, how much one client may have in flight, and where records live.
+ * RPC over the doors: TCP through the ring (which cuts records), UDP through node:dgram for the small programs. All
+ * protocol is in `rpc/`; here is who may connect, how much one client may have in flight, and where records live.
  */
 import { createSocket, type RemoteInfo, type Socket } from 'node:dgram';
 import { assert } from '../base/assert.js';
@@ -26,7 +26,9 @@ export const MAX_IN_FLIGHT_BYTES = 32 * 1024 * 1024;
 const MAX_FRAGMENTS = 1024;
 const MAX_CONNECTIONS = 2048;
 const MAX_CONNECTIONS_PER_ADDRESS = 256;
-/** Clients close idle connections after about five minutes themselves; this is for those that vanished (sunrpc: 360 s). */
+/**
+ * Clients close idle connections after about five minutes themselves; this is for those that vanished (sunrpc: 360 s).
+ */
 const IDLE_TIMEOUT_MS = 360_000;
 /** A client that does not read its replies for this long is gone. */
 const SEND_STALL_TIMEOUT_MS = 120_000;

@@ -38,8 +38,8 @@ export class CallHeader {
 }
 
 /**
- * Decodes a call up to its arguments: `reader` stands at the first of them afterwards, unless `hasBadCredential`, or the
- * message is no version 2 call (then nothing behind the version is decoded).
+ * Decodes a call up to its arguments: `reader` stands at the first of them afterwards, unless `hasBadCredential`, or
+ * the message is no version 2 call (then nothing behind the version is decoded).
  *
  * @returns false if the message is too short to be a call at all
  */

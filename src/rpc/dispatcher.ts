@@ -1,6 +1,6 @@
 /**
- * From a received record to a reply: validation in the order of RFC 5531 section 9, then the procedure that the program's table
- * names. Tables say what a procedure needs; nothing here knows NFS.
+ * From a received record to a reply: validation in the order of RFC 5531 section 9, then the procedure that the
+ * program's table names. Tables say what a procedure needs; nothing here knows NFS.
  */
 import { AssertionError, assert } from '../base/assert.js';
 import { AuthFlavor, AuthStatus, type AuthSys, type CredentialCache, decodeAuthSys } from './auth.js';
@@ -30,8 +30,8 @@ export interface RpcTransport {
   readonly isOpen: boolean;
   readonly credentials: CredentialCache;
   /**
-   * Takes a reply: it starts REPLY_ROOM_BYTES into `reply.bytes`, and may end in a pool payload, whose reference passes to the
-   * transport. Everything else is only valid during the call. A closed transport ignores the reply.
+   * Takes a reply: it starts REPLY_ROOM_BYTES into `reply.bytes`, and may end in a pool payload, whose reference passes
+   * to the transport. Everything else is only valid during the call. A closed transport ignores the reply.
    */
   send(reply: XdrWriter): void;
   /** The record handed to `dispatch` is no longer used. Called exactly once per record. */
@@ -70,7 +70,7 @@ export interface Procedure<S, A, R> {
   run(service: S, args: A, call: RpcCall): R | Promise<R>;
 }
 
-// biome-ignore lint/suspicious/noExplicitAny: rows of one table differ in arguments and results; each row is checked where it is written
+// biome-ignore lint/suspicious/noExplicitAny: rows differ in arguments and results; each is checked where it is written
 export type AnyProcedure<S> = Procedure<S, any, any>;
 
 /** A program at one version: procedures by number, holes undefined. */
@@ -177,8 +177,8 @@ export class Dispatcher {
   }
 
   /**
-   * Takes one record: `bytes[offset, offset + length)`, which stays untouched until `transport.finished(record, length)`.
-   * Never throws for anything the bytes say. The reply may be sent before this returns.
+   * Takes one record: `bytes[offset, offset + length)`, which stays untouched until `transport.finished(record,
+   * length)`. Never throws for anything the bytes say. The reply may be sent before this returns.
    * @param view over the same memory as `bytes`
    */
   dispatch(

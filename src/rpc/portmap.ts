@@ -1,6 +1,7 @@
 /**
- * Port mapping, program 100000: version 2 (RFC 1833 section 3) and, for clients that do not fall back, GETADDR and DUMP of versions 3
- * and 4 (section 2). Forwarding (CALLIT, BCAST, INDIRECT) is not served: it amplifies, and hides who asks.
+ * Port mapping, program 100000: version 2 (RFC 1833 section 3) and, for clients that do not fall back, GETADDR and DUMP
+ * of versions 3 and 4 (section 2). Forwarding (CALLIT, BCAST, INDIRECT) is not served: it amplifies, and hides who
+ * asks.
  */
 import { NULL_PROCEDURE, type Procedure, type Program, type RpcCall } from './dispatcher.js';
 import { type Codec, VOID } from './xdr.js';
@@ -114,7 +115,8 @@ export class PortmapService {
 
   port(program: number, version: number, protocol: number): number {
     const ofProgram = this.mappings.filter((entry) => entry.program === program && entry.protocol === protocol);
-    // Any version's port will do: the program itself then answers PROG_MISMATCH with what it has (RFC 1833 section 3.2).
+    // Any version's port will do: the program itself then answers PROG_MISMATCH with what it has (RFC 1833 section
+    // 3.2).
     return (ofProgram.find((entry) => entry.version === version) ?? ofProgram[0])?.port ?? 0;
   }
 

@@ -1,6 +1,6 @@
 /**
- * Record marking (RFC 5531 section 11): a record is 1..n fragments, a fragment is a header (top bit: the last one; 31 bits of
- * length) and its bytes. The ring does this for the server; this is its twin for the client and the tests.
+ * Record marking (RFC 5531 section 11): a record is 1..n fragments, a fragment is a header (top bit: the last one; 31
+ * bits of length) and its bytes. The ring does this for the server; this is its twin for the client and the tests.
  */
 import { ProtocolError } from '../base/errors.js';
 

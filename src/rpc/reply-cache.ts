@@ -1,10 +1,11 @@
 /**
- * Replies to requests that must not be executed twice, kept while their client may still retransmit (RFC 1813 section 4.5).
+ * Replies to requests that must not be executed twice, kept while their client may still retransmit (RFC 1813 section
+ * 4.5).
  *
- * A client that got no reply sends the same xid again, on the same connection or on a new one with another source port. Its
- * first copy may still be running (the copy then takes over the reply), or be done (the reply is sent again). Entries are
- * found by client address, xid, procedure, length and a hash of credential and arguments; the port is not part of it, and
- * neither is the credential's stamp, in which old clients put a clock.
+ * A client that got no reply sends the same xid again, on the same connection or on a new one with another source port.
+ * Its first copy may still be running (the copy then takes over the reply), or be done (the reply is sent again).
+ * Entries are found by client address, xid, procedure, length and a hash of credential and arguments; the port is not
+ * part of it, and neither is the credential's stamp, in which old clients put a clock.
  */
 import { assert } from '../base/assert.js';
 import { type SipKey, sipHash } from './siphash.js';
@@ -92,7 +93,9 @@ export class ReplyCache<T> {
     return entry;
   }
 
-  /** Keeps the reply (copied) of a request that is done. A reply too long to keep makes the cache forget the request. */
+  /**
+   * Keeps the reply (copied) of a request that is done. A reply too long to keep makes the cache forget the request.
+   */
   finish(entry: ReplyCacheEntry<T>, reply: Uint8Array): void {
     if (reply.length > MAX_CACHED_REPLY_BYTES) {
       this.forget(entry);

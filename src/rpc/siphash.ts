@@ -1,6 +1,6 @@
 /**
- * SipHash-2-4 (Aumasson and Bernstein, 2012) with a 64-bit result, on 32-bit halves: BigInt would cost an allocation per
- * step, and file handles are checked on every request.
+ * SipHash-2-4 (Aumasson and Bernstein, 2012) with a 64-bit result, on 32-bit halves: BigInt would cost an allocation
+ * per step, and file handles are checked on every request.
  */
 import { assert } from '../base/assert.js';
 
@@ -67,8 +67,8 @@ function compress(low: number, high: number): void {
 }
 
 /**
- * Hashes `bytes[start, end)`, optionally followed by `bytes[secondStart, secondEnd)`, into `out` (low half, high half, as
- * signed 32-bit numbers).
+ * Hashes `bytes[start, end)`, optionally followed by `bytes[secondStart, secondEnd)`, into `out` (low half, high half,
+ * as signed 32-bit numbers).
  */
 export function sipHash(
   key: SipKey,

@@ -1,6 +1,6 @@
 /**
- * XDR (RFC 4506), the part ONC RPC and NFSv3 use: 32 and 64 bit integers, booleans, opaques and strings, big-endian, every
- * item padded to four bytes.
+ * XDR (RFC 4506), the part ONC RPC and NFSv3 use: 32 and 64 bit integers, booleans, opaques and strings, big-endian,
+ * every item padded to four bytes.
  */
 import { assert } from '../base/assert.js';
 import { ProtocolError } from '../base/errors.js';
@@ -18,8 +18,8 @@ export function paddedLength(lengthBytes: number): number {
 }
 
 /**
- * Reads one message in place. One reader is reused for many messages: `reset` points it at bytes, which stay the caller's.
- * Opaques are returned as views of those bytes, never copied.
+ * Reads one message in place. One reader is reused for many messages: `reset` points it at bytes, which stay the
+ * caller's. Opaques are returned as views of those bytes, never copied.
  *
  * Every read throws GarbageError when the message ends first; lengths are checked before anything is made of them.
  */
@@ -130,8 +130,9 @@ const TEXT = new TextDecoder();
 const NONE = -1;
 
 /**
- * Writes one message into a scratch that is reused (and grows up to `maxBytes`). Whoever takes the bytes copies or sends
- * them before the next `reset`. A message may end in a payload that is not in the scratch: a block of the ring's pool.
+ * Writes one message into a scratch that is reused (and grows up to `maxBytes`). Whoever takes the bytes copies or
+ * sends them before the next `reset`. A message may end in a payload that is not in the scratch: a block of the ring's
+ * pool.
  */
 export class XdrWriter {
   bytes: Uint8Array;

@@ -1,6 +1,6 @@
 /**
- * The whole NFS server in this process, over the native ring and a real ext4 on a loop device; its clients are libnfs (which no
- * one here wrote), our own command, and the port mapper's `rpcinfo`.
+ * The whole NFS server in this process, over the native ring and a real ext4 on a loop device; its clients are libnfs
+ * (which no one here wrote), our own command, and the port mapper's `rpcinfo`.
  */
 import { execFileSync, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
@@ -174,7 +174,7 @@ describe.runIf(canMount && existsSync(ADDON))('NFS over ext4', () => {
     expect(readFileSync(join(tree, 'large')).equals(readFileSync(local))).toBe(true);
   });
 
-  it('another server takes over in the middle of an upload: the same handles, a short pause, nothing lost', async () => {
+  it('another server takes over in the middle of an upload: same handles, a short pause, nothing lost', async () => {
     const local = join(folder, 'large');
     const upload = command('put', local, ourUrl('/taken-over'));
     while (!existsSync(join(tree, 'taken-over'))) await new Promise((resolve) => setTimeout(resolve, 1));

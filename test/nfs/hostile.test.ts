@@ -15,7 +15,9 @@ beforeEach(() => {
   bench.serve();
 });
 
-/** Calls of the captured session, their foreign file handles replaced by the root's, so that they get past the handle. */
+/**
+ * Calls of the captured session, their foreign file handles replaced by the root's, so that they get past the handle.
+ */
 function capturedCalls(root: Uint8Array): Buffer[] {
   const lines = readFileSync(new URL('../vectors/nfs/nfs3-session.txt', import.meta.url), 'utf8')
     .trim()
@@ -32,7 +34,7 @@ async function settle(): Promise<void> {
 }
 
 describe('hostile records', () => {
-  it('whatever a captured call is changed into, the dispatcher answers or drops it, and gives its memory back', async () => {
+  it('whatever a captured call is changed into, it is answered or dropped, and its memory given back', async () => {
     const calls = capturedCalls(bench.handle());
     await fc.assert(
       fc.asyncProperty(

@@ -1,4 +1,6 @@
-/** The server over TCP and UDP sockets of this machine, its ring a small stand-in that cuts records with our own reader. */
+/**
+ * The server over TCP and UDP sockets of this machine, its ring a small stand-in that cuts records with our own reader.
+ */
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
 import { createConnection, createServer, type Socket } from 'node:net';

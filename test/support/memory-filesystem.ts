@@ -1,6 +1,6 @@
 /**
- * The FileSystem contract over memory, for tests of the programs above it: POSIX permissions, sticky times (a counter), ext4-like
- * handles. It judges like the kernel, but is written for reading, not for speed.
+ * The FileSystem contract over memory, for tests of the programs above it: POSIX permissions, sticky times (a counter),
+ * ext4-like handles. It judges like the kernel, but is written for reading, not for speed.
  */
 import { Errno } from '../../src/base/errors.js';
 import type { Memory } from '../../src/io/ring.js';

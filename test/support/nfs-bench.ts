@@ -1,4 +1,6 @@
-/** A dispatcher with NFS, MOUNT and the port mapper over a filesystem in memory, and clients that talk to it in records. */
+/**
+ * A dispatcher with NFS, MOUNT and the port mapper over a filesystem in memory, and clients that talk to it in records.
+ */
 import { expect } from 'vitest';
 import { askPort, mount, Nfs3Client, RpcCaller } from '../../src/nfs/client.js';
 import { type ExportOptions, type ExportRule, ExportTable } from '../../src/nfs/export-table.js';

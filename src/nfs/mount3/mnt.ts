@@ -26,7 +26,9 @@ function statusOf(errno: number): number {
   }
 }
 
-/** Names are walked as root: whoever may mount the export may mount what is below; permissions count at each operation. */
+/**
+ * Names are walked as root: whoever may mount the export may mount what is below; permissions count at each operation.
+ */
 const WALKER = { uid: 0, gid: 0, groups: [] } as const;
 
 /** The tree of an export, when it is there. A call held too long is dropped: MOUNT has no word for "later". */

@@ -16,7 +16,10 @@ export interface CommitResult extends WccResult {
   readonly verifier: Uint8Array | undefined;
 }
 
-/** RFC 1813 section 3.3.21. OK only when everything written to the file before is on stable storage, on every connected head. */
+/**
+ * RFC 1813 section 3.3.21. OK only when everything written to the file before is on stable storage, on every connected
+ * head.
+ */
 export const COMMIT: Procedure<NfsService, CommitArgs, CommitResult> = {
   name: 'COMMIT',
   args: {
@@ -48,8 +51,8 @@ export const COMMIT: Procedure<NfsService, CommitArgs, CommitResult> = {
     const status = target.statusOfHandle(outcome.errno);
     const { fsid } = target;
     if (status === NfsStatus.NFS3_OK) return { status, fsid, wcc: outcome.wcc, verifier: sample };
-    // What the kernel could not write back it may have dropped: every client must send its unstable data again, and must know
-    // before it sees this failure.
+    // What the kernel could not write back it may have dropped: every client must send its unstable data again, and
+    // must know before it sees this failure.
     const isDataLost =
       status === NfsStatus.NFS3ERR_IO || status === NfsStatus.NFS3ERR_NOSPC || status === NfsStatus.NFS3ERR_DQUOT;
     if (isDataLost) target.verifier.renew();

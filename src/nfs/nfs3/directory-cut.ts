@@ -10,8 +10,8 @@ const MAX_ENTRIES = 4096;
 const RESULT_BYTES = 88 + 8 + 4 + 4;
 
 /**
- * The verifier is the filesystem's identity: positions stay good as long as the filesystem is the same, on either head. A
- * verifier made from mtime would restart every listing at each concurrent create.
+ * The verifier is the filesystem's identity: positions stay good as long as the filesystem is the same, on either head.
+ * A verifier made from mtime would restart every listing at each concurrent create.
  */
 export function isKnownVerifier(cookie: bigint, verifier: Uint8Array, filesystemId: Uint8Array): boolean {
   if (cookie === 0n) return true;
@@ -27,8 +27,8 @@ export function maxEntriesFor(count: number, smallestEntryBytes: number): number
 /**
  * How many of `entries` go into a result of `count` bytes.
  *
- * Entries whose names collide share one position, and a listing resumed there starts again at the first of them. So a reply must
- * not end on an entry that has the position of the entry before it.
+ * Entries whose names collide share one position, and a listing resumed there starts again at the first of them. So a
+ * reply must not end on an entry that has the position of the entry before it.
  *
  * @param cookie the position that the listing started at
  */
