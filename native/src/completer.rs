@@ -115,8 +115,8 @@ impl Completer {
         self.post(post);
     }
 
-    /// Finishes the external operation `cookie` of `target`. `payload` is a pool offset (the JavaScript handler gets one
-    /// reference) or -1; `header` at most 224 bytes. Any thread.
+    /// Finishes the external operation `cookie` of `target`. `payload` is a pool offset (the JavaScript handler gets
+    /// one reference) or -1; `header` at most 224 bytes. Any thread.
     #[allow(dead_code)]
     pub fn complete(&self, target: u32, cookie: u32, result: i32, payload: i64, length: u32, header: &[u8]) {
         self.post_parts(PostKind::External, target, cookie, result, payload, length, 0, header);

@@ -1,5 +1,5 @@
-//! Operations that other parts of the addon execute (the filesystem backend, the FUSE file): JavaScript queues them in the
-//! ring's submission area like any other, and they are handed over in batches, in order, on the ring's thread.
+//! Operations that other parts of the addon execute (the filesystem backend, the FUSE file): JavaScript queues them in
+//! the ring's submission area like any other, and they are handed over in batches, in order, on the ring's thread.
 
 use crate::completer::HEADER_BYTES;
 
@@ -27,8 +27,8 @@ impl ExternalOp {
     }
 }
 
-/// Executes a batch. Called on the ring's thread: it must not block; hand the work to threads and finish each operation with
-/// `Completer::complete`.
+/// Executes a batch. Called on the ring's thread: it must not block; hand the work to threads and finish each operation
+/// with `Completer::complete`.
 pub type ExternalHandler = Box<dyn FnMut(&[ExternalOp]) + Send>;
 
 /// What JavaScript does with a pseudo-connection.

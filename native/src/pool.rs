@@ -124,8 +124,8 @@ impl Buddy {
     }
 }
 
-/// The mapping and its allocator. Shared by the ring, worker threads and the ArrayBuffers that JavaScript holds; unmapped
-/// when the last of them lets go.
+/// The mapping and its allocator. Shared by the ring, worker threads and the ArrayBuffers that JavaScript holds;
+/// unmapped when the last of them lets go.
 pub struct Pool {
     base: *mut u8,
     length: usize,
@@ -140,7 +140,8 @@ pub struct Pool {
 }
 
 // The raw pointers name mappings that live as long as the Pool; the buddy lists are locked, counts are atomic, and the
-// magazines are touched by the ring's thread alone (Pool::allocate and free_from_ring, which PoolHandle does not expose).
+// magazines are touched by the ring's thread alone (Pool::allocate and free_from_ring, which PoolHandle does not
+// expose).
 unsafe impl Send for Pool {}
 unsafe impl Sync for Pool {}
 

@@ -16,11 +16,11 @@ pub fn crc32c_raw(bytes: &[u8]) -> u32 {
     crate::crc32c::crc32c_raw(bytes)
 }
 
-/// Keeps in memory, page by page once touched, what the block path needs: the code and data of node and its libraries, the
-/// C heap, the stack, and the pools of rings (those made later too).
+/// Keeps in memory, page by page once touched, what the block path needs: the code and data of node and its libraries,
+/// the C heap, the stack, and the pools of rings (those made later too).
 ///
-/// Not mlockall: V8 gives pages back with MADV_DONTNEED, which the kernel refuses on locked memory, and V8 then aborts the
-/// process. Its heap therefore stays unlocked; on a host without swap it is never paged anyway.
+/// Not mlockall: V8 gives pages back with MADV_DONTNEED, which the kernel refuses on locked memory, and V8 then aborts
+/// the process. Its heap therefore stays unlocked; on a host without swap it is never paged anyway.
 /// @returns 0 or the first errno
 #[napi]
 pub fn lock_memory() -> i32 {
@@ -40,7 +40,7 @@ pub fn lock_memory() -> i32 {
 /// Locks a range on fault. Returns 0 or an errno.
 pub fn lock_range(start: *const libc::c_void, length: usize) -> i32 {
     // SAFETY: locking changes no contents; a range that is gone meanwhile is only an error.
-    if unsafe { libc::mlock2(start, length, libc::MLOCK_ONFAULT as u32) } == 0 {
+    if unsafe { libc::mlock2(start, length, libc::MLOCK_ONFAULT) } == 0 {
         0
     } else {
         last_errno()
@@ -61,7 +61,8 @@ fn lockable(line: &str) -> Option<(usize, usize)> {
     Some((start, end - start))
 }
 
-/// Marks the process as one that filesystems write through: its allocations never wait for writeback, and it is throttled less.
+/// Marks the process as one that filesystems write through: its allocations never wait for writeback, and it is
+/// throttled less.
 /// @returns 0 or an errno
 #[napi]
 pub fn set_io_flusher() -> i32 {

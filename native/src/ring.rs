@@ -142,7 +142,8 @@ impl Shared {
 
     fn call_javascript(&self, count: u32) {
         let env = self.env;
-        // SAFETY: this runs on the environment's thread, with no JavaScript on the stack; the scope bounds every handle.
+        // SAFETY: this runs on the environment's thread, with no JavaScript on the stack; the scope bounds every
+        // handle.
         unsafe {
             let mut scope = ptr::null_mut();
             if sys::napi_open_handle_scope(env, &raw mut scope) != sys::Status::napi_ok {
@@ -177,8 +178,8 @@ impl Shared {
         }
         if let Some(mut core) = self.core.borrow_mut().take() {
             if !core.close(CLOSE_PATIENCE) {
-                // The kernel may still write into our buffers (a disk that does not answer): leak them rather than let it
-                // write into memory that someone else got. The descriptors stay too.
+                // The kernel may still write into our buffers (a disk that does not answer): leak them rather than let
+                // it write into memory that someone else got. The descriptors stay too.
                 std::mem::forget(core);
                 std::mem::forget(self.pool.clone());
             }
@@ -206,8 +207,8 @@ impl Shared {
 }
 
 unsafe extern "C" fn on_prepare(handle: *mut Handle) {
-    // SAFETY: the handle's data is the Shared that owns the hook; a reference is held while it runs, because JavaScript may
-    // close and drop the ring meanwhile.
+    // SAFETY: the handle's data is the Shared that owns the hook; a reference is held while it runs, because JavaScript
+    // may close and drop the ring meanwhile.
     let shared = unsafe {
         let shared = Hook::data(handle).cast::<Shared>().cast_const();
         Rc::increment_strong_count(shared);
@@ -226,8 +227,8 @@ unsafe extern "C" fn on_environment_end(data: *mut c_void) {
     shared.close();
 }
 
-/// The ring. `src/io/native-ring.ts` is its only user in JavaScript; other native classes take a reference to it in their
-/// constructors.
+/// The ring. `src/io/native-ring.ts` is its only user in JavaScript; other native classes take a reference to it in
+/// their constructors.
 #[napi]
 pub struct NativeRing {
     shared: Rc<Shared>,
@@ -251,8 +252,8 @@ impl NativeRing {
         PoolHandle(self.shared.pool.clone())
     }
 
-    /// A connection without a socket: frames come from `Completer::inject_frame`, what JavaScript sends goes to `handler`.
-    /// `src/io/native-ring.ts` makes a Connection of the number with `adoptConnection`.
+    /// A connection without a socket: frames come from `Completer::inject_frame`, what JavaScript sends goes to
+    /// `handler`. `src/io/native-ring.ts` makes a Connection of the number with `adoptConnection`.
     pub fn register_pseudo_connection(&self, handler: PseudoHandler) -> Option<u32> {
         self.shared.with(|core| core.add_pseudo_connection(handler)).flatten()
     }

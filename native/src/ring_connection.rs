@@ -655,8 +655,8 @@ impl Core {
         }
     }
 
-    /// Everything is sent. JavaScript closes when the peer closed too, or after a while: closing at once could reset the
-    /// connection and destroy what the peer has not read yet.
+    /// Everything is sent. JavaScript closes when the peer closed too, or after a while: closing at once could reset
+    /// the connection and destroy what the peer has not read yet.
     fn end_sending(&mut self, id: u32) {
         let Some(connection) = self.connection(id) else { return };
         ring_socket::shut_down(connection.fd(), libc::SHUT_WR);

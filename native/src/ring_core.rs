@@ -217,8 +217,8 @@ impl Core {
         !self.events.is_empty() || !self.held.is_empty() || !self.posts.is_empty() || self.area.count() > 0
     }
 
-    /// Submits what is queued, waits up to `timeout_ms` (-1: as long as it takes) if there is nothing to do, and takes in what
-    /// the kernel finished. Returns false if the wait ran out.
+    /// Submits what is queued, waits up to `timeout_ms` (-1: as long as it takes) if there is nothing to do, and takes
+    /// in what the kernel finished. Returns false if the wait ran out.
     pub fn poll(&mut self, timeout_ms: i32) -> bool {
         self.cut_held();
         self.feed_starved();

@@ -36,8 +36,8 @@ pub struct File {
     closing: bool,
     /// The operation number of the flush under way.
     flushing: bool,
-    /// Those that the flush under way will answer, and those that wait for the next: a flush only covers what was written
-    /// before it began.
+    /// Those that the flush under way will answer, and those that wait for the next: a flush only covers what was
+    /// written before it began.
     flush_cookies: Vec<u32>,
     next_flush_cookies: Vec<u32>,
 }

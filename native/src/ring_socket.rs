@@ -126,8 +126,8 @@ fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> Result<(), i32>
         .map(|_| ())
 }
 
-/// No delay for small messages, and probes on a silent connection: a peer that lost power without a word is noticed after
-/// about two minutes even where the protocol above never asks.
+/// No delay for small messages, and probes on a silent connection: a peer that lost power without a word is noticed
+/// after about two minutes even where the protocol above never asks.
 fn tune_tcp(socket: &OwnedFd) -> Result<(), i32> {
     const IDLE_SECONDS: i32 = 60;
     const INTERVAL_SECONDS: i32 = 10;
@@ -140,8 +140,8 @@ fn tune_tcp(socket: &OwnedFd) -> Result<(), i32> {
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, PROBES)
 }
 
-/// A non-blocking stream socket with its buffers set (0 leaves the kernel's). Sizes must stand before listen or connect,
-/// because the TCP window scale is agreed on then.
+/// A non-blocking stream socket with its buffers set (0 leaves the kernel's). Sizes must stand before listen or
+/// connect, because the TCP window scale is agreed on then.
 fn new_socket(family: i32, receive_bytes: i32, send_bytes: i32) -> Result<OwnedFd, i32> {
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: plain system call; the descriptor is owned at once.

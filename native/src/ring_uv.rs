@@ -40,8 +40,8 @@ fn allocate(kind: c_int) -> *mut Handle {
     handle
 }
 
-/// A prepare handle that runs the ring once per turn of Node's loop, and an idle handle that keeps libuv from blocking by
-/// itself (the ring has already waited, for libuv's descriptors too).
+/// A prepare handle that runs the ring once per turn of Node's loop, and an idle handle that keeps libuv from blocking
+/// by itself (the ring has already waited, for libuv's descriptors too).
 pub struct Hook {
     event_loop: *mut Loop,
     prepare: *mut Handle,

@@ -174,8 +174,8 @@ fn flush(fd: RawFd) -> Result<(), i32> {
     }
 }
 
-/// fallocate zeroes files and block devices alike (a block device maps ZERO_RANGE to write-zeroes, never to a discard that
-/// might leave old data); what it does not support is written.
+/// fallocate zeroes files and block devices alike (a block device maps ZERO_RANGE to write-zeroes, never to a discard
+/// that might leave old data); what it does not support is written.
 fn zero(fd: RawFd, offset: u64, length: u64, keep_allocated: bool) -> Result<(), i32> {
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     let range = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;

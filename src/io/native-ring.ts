@@ -1,6 +1,7 @@
 /**
- * `Ring` over the native addon. Operations are written into memory shared with it, its completions are read from there in
- * batches; neither costs a call or an allocation. The numbers below are those of `native/src/ring_area.rs` and `pool.rs`.
+ * `Ring` over the native addon. Operations are written into memory shared with it, its completions are read from there
+ * in batches; neither costs a call or an allocation. The numbers below are those of `native/src/ring_area.rs` and
+ * `pool.rs`.
  */
 import { getSystemErrorName } from 'node:util';
 import { assert } from '../base/assert.js';
@@ -499,8 +500,8 @@ export class NativeRing implements Ring {
   }
 
   /**
-   * Queues an operation for the native class that serves `target`. A payload block is retained for it: the class releases
-   * it or hands it on as the payload of the completion.
+   * Queues an operation for the native class that serves `target`. A payload block is retained for it: the class
+   * releases it or hands it on as the payload of the completion.
    *
    * @param argument any exact integer, a file offset for instance
    * @param header at most 224 bytes, copied now

@@ -3,9 +3,9 @@
  * io_uring or, where that is forbidden, over epoll and threads; the simulator implements the same interfaces over
  * simulated disks and links. Nothing here decides anything.
  *
- * Payload bytes live in one pool, outside the JavaScript heap, and are named by their byte offset in it. A pool block has
- * a reference count: `allocate` and every delivery to a handler hand the receiver one reference; every queued operation
- * holds one of its own until it is done; whoever holds one gives it back with `release`.
+ * Payload bytes live in one pool, outside the JavaScript heap, and are named by their byte offset in it. A pool block
+ * has a reference count: `allocate` and every delivery to a handler hand the receiver one reference; every queued
+ * operation holds one of its own until it is done; whoever holds one gives it back with `release`.
  *
  * All calls only queue; queued operations are submitted together once per turn of the event loop. No handler is ever
  * called from inside a call to a door.
@@ -28,8 +28,9 @@ export interface Memory {
 /**
  * How a byte stream is cut into messages, as data. All integers in headers are big-endian.
  * - `raw`: whatever arrives is delivered as payload (handshakes). At most 64 KiB a time.
- * - `fixed`: header of `headerBytes`; a length field counts the bytes after it; the first bytes of those may be delivered
- *   inline behind the header (sub-header, digest, small packets), the rest is the payload, in a pool block of its own.
+ * - `fixed`: header of `headerBytes`; a length field counts the bytes after it; the first bytes of those may be
+ *   delivered inline behind the header (sub-header, digest, small packets), the rest is the payload, in a pool
+ *   block of its own.
  * - `record`: RFC 5531 section 11 record marking; fragments are joined; the payload is the record, no header.
  */
 export type FrameRule =
@@ -45,7 +46,7 @@ export type FrameRule =
       readonly commandBytes: 2 | 4;
       /** Only these commands are followed by bytes; absent: every command is (NBD: only WRITE; DRBD: all). */
       readonly payloadCommands?: readonly number[];
-      /** Bytes after the header delivered inline, by command; `inlineDefault` for the rest. At most MAX_INLINE - header. */
+      /** Bytes after the header delivered inline, by command; `inlineDefault` for the rest. With it at most 224. */
       readonly inlineDefault: number;
       readonly inlineByCommand: Readonly<Record<number, number>>;
       /** Longer payloads are read and dropped, and the frame is delivered with FRAME_SKIPPED. */
@@ -55,8 +56,8 @@ export type FrameRule =
     }
   | { readonly kind: 'record'; readonly maxRecordBytes: number; readonly maxFragments: number }
   /**
-   * Messages of the FUSE device (set by `mountFuse`, never by hand): the first 80 bytes of a WRITE (both its headers) or
-   * the whole of any other request are the header; a WRITE's data is the payload. A `send` is one whole reply.
+   * Messages of the FUSE device (set by `mountFuse`, never by hand): the first 80 bytes of a WRITE (both its headers)
+   * or the whole of any other request are the header; a WRITE's data is the payload. A `send` is one whole reply.
    */
   | { readonly kind: 'fuse'; readonly maxPayloadBytes: number };
 
@@ -132,7 +133,7 @@ export interface Network {
   listenTcp(host: string, port: number, accepted: (connection: Connection) => void, options?: ListenOptions): Listener;
   /** Mode 0600. A stale socket file is replaced. */
   listenUnix(path: string, accepted: (connection: Connection) => void): Listener;
-  /** `connected` is called once: with a connection and 0, or with undefined and an errno (ETIMEDOUT after `timeoutMs`). */
+  /** `connected` is called once: with a connection and 0, or undefined and an errno (ETIMEDOUT after `timeoutMs`). */
   connectTcp(
     host: string,
     port: number,
@@ -168,8 +169,8 @@ export interface OpenFileOptions {
   readonly direct?: boolean;
   readonly readOnly?: boolean;
   /**
-   * Take an exclusive lock (flock on files, also O_EXCL on block devices, which a mounted one refuses): two engines must
-   * never write one disk.
+   * Take an exclusive lock (flock on files, also O_EXCL on block devices, which a mounted one refuses): two engines
+   * must never write one disk.
    */
   readonly exclusive?: boolean;
 }
