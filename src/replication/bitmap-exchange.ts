@@ -17,13 +17,25 @@ export class BitmapExchange {
 
   constructor(private readonly device: Device) {}
 
-  /** Entered WFBitMapS, or the target received everything: this side's turn. */
+  /**
+   * Entered WFBitMapS, or the target received everything: this side's turn. Writes that began unreplicated set their
+   * bits when they end, so those under way must end before the bitmap is read; later ones are announced.
+   */
   startSending(): void {
-    const { metadata, resource } = this.device;
-    if (!metadata) return;
-    this.sender = new BitmapSender(metadata.bitmap, resource.net.useRle);
-    if (this.device.state.connection === ConnectionState.WFBitMapS) this.receiver = new BitmapReceiver(metadata.bitmap);
-    resource.requestTurnEnd();
+    const { device } = this;
+    const { resource } = device;
+    const { connection } = device.state;
+    if (connection === ConnectionState.WFBitMapS && device.metadata)
+      this.receiver = new BitmapReceiver(device.metadata.bitmap);
+    const link = resource.linkNumber;
+    device.hold();
+    resource.drainApplication(device, () => {
+      const { metadata, state } = device;
+      if (metadata && link === resource.linkNumber && state.connection === connection)
+        this.sender = new BitmapSender(metadata.bitmap, resource.net.useRle);
+      device.release();
+      resource.requestTurnEnd();
+    });
   }
 
   /** Entered WFBitMapT. */

@@ -205,7 +205,7 @@ export class Resource {
   private readonly settling = new RequestQueue<Device>();
   private lateAnswers: LateAnswer[] = [];
   private retries: Retry[] = [];
-  private drains: { readonly device: Device; readonly then: () => void }[] = [];
+  private drains: { readonly device: Device; readonly andEpochs: boolean; readonly run: () => void }[] = [];
   private pendingConnectionChange: ((code: StateResult) => void) | undefined;
   private incoming = NO_PAYLOAD_OFFSET;
   private readonly dataPacket = new DataPacket();
@@ -919,16 +919,24 @@ export class Resource {
   /** Calls `then` when no application request of the device is under way and the peer has made all durable. */
   drain(device: Device, then: () => void): void {
     this.log.closeEpoch();
-    this.drains.push({ device, then });
+    this.drains.push({ device, andEpochs: true, run: then });
+    this.requestTurnEnd();
+  }
+
+  /** Calls `then` when no application request of the device is under way. New ones must be held back meanwhile. */
+  drainApplication(device: Device, then: () => void): void {
+    this.drains.push({ device, andEpochs: false, run: then });
     this.requestTurnEnd();
   }
 
   private checkDrains(): void {
     if (this.drains.length === 0) return;
-    const ready = this.drains.filter(({ device }) => !device.hasApplicationRequests && !this.hasEpochWrites(device));
+    const ready = this.drains.filter(
+      ({ device, andEpochs }) => !device.hasApplicationRequests && !(andEpochs && this.hasEpochWrites(device)),
+    );
     if (ready.length === 0) return;
     this.drains = this.drains.filter((drain) => !ready.includes(drain));
-    for (const { then } of ready) then();
+    for (const { run } of ready) run();
   }
 
   private hasEpochWrites(device: Device): boolean {

@@ -115,6 +115,8 @@ export class Simulation {
   /** Both heads were Primary and wrote: nothing may bring them together but the operator. */
   private split: { readonly loser: Head; readonly loserModel: SectorModel } | undefined;
   private isForced = false;
+  /** Numbers the link cuts: only the last one is mended by its own timer. */
+  private cuts = 0;
 
   constructor(
     private readonly seed: number,
@@ -202,7 +204,7 @@ export class Simulation {
     for (const head of [this.alpha, this.beta]) this.connect(head);
     this.waitUntil(30_000, 'both are connected', () => this.bothAre('Connected'));
     this.isForced = true;
-    this.waitUntil(60_000, 'the first sync is done', () => {
+    this.waitUntil(300_000, 'the first sync is done', () => {
       this.operate();
       return this.isWhole();
     });
@@ -401,8 +403,9 @@ export class Simulation {
         const forth = fault === 'cut' ? false : prng.chance(0.5);
         this.setWires(forth, fault === 'cut' ? false : !forth);
         const ms = prng.chance(0.3) ? prng.between(20, 200) : prng.between(200, 6000);
+        const cut = ++this.cuts;
         world.after(ms, undefined, () => {
-          if (!this.split) this.setWires(true, true);
+          if (this.cuts === cut) this.setWires(true, true);
         });
         return;
       }
@@ -519,7 +522,8 @@ export class Simulation {
     const follower = this.other(leader);
     if (!leader.isRunning || !follower.isRunning) return;
     this.say('both crash');
-    const leaderHasData = leader.status.disk === 'UpToDate';
+    // A Primary that has lost its disk knows only through its peer what is new.
+    const leaderLostDisk = leader.status.role === 'Primary' && leader.status.disk !== 'UpToDate';
     const followerHasData = follower.status.disk === 'UpToDate';
     leader.crash();
     follower.crash();
@@ -527,7 +531,7 @@ export class Simulation {
     this.isPromoting = false;
     this.waitingForTakeover = false;
     this.model.powerLost();
-    if (!leaderHasData && followerHasData) this.leader = follower;
+    if (leaderLostDisk && followerHasData) this.leader = follower;
     for (const head of [leader, follower]) this.restartAtMs.set(head, this.world.nowMs + this.prng.between(10, 3000));
   }
 
@@ -562,6 +566,7 @@ export class Simulation {
     const { leader } = this;
     const follower = this.other(leader);
     if (!this.isWhole() || leader.status.role !== 'Primary' || !this.workload || this.isPromoting) return;
+    this.cuts++;
     this.setWires(false, false);
     const lonely = (head: Head) => head.isRunning && head.status.connection === 'WFConnection';
     this.waitUntil(30_000, 'both notice that the link is gone', () => lonely(leader) && lonely(follower));
