@@ -1,6 +1,7 @@
 /**
- * The filesystem that the NFS programs call. `io/posix-filesystem.ts` implements it over the kernel (through the addon's
- * worker threads), tests over memory. Every operation runs with the caller's credential, so that the kernel judges.
+ * The filesystem that the NFS programs call. `io/posix-filesystem.ts` implements it over the kernel (through the
+ * addon's worker threads), tests over memory. Every operation runs with the caller's credential, so that the kernel
+ * judges.
  *
  * No operation throws for what a client, disk or permission can cause: `errno` (Linux, positive; 0 is success) tells.
  * Attributes are present whenever they could be obtained, also on errors.
@@ -41,7 +42,9 @@ export interface Attributes {
   readonly ctime: TimeSpec;
 }
 
-/** What changed around an operation. `before` is only present if it is atomic with the operation (RFC 1813 section 2.6). */
+/**
+ * What changed around an operation. `before` is only present if it is atomic with the operation (RFC 1813 section 2.6).
+ */
 export interface Wcc {
   readonly before?: { readonly sizeBytes: number; readonly mtime: TimeSpec; readonly ctime: TimeSpec };
   readonly after?: Attributes;
@@ -116,8 +119,8 @@ export type CreateHow =
   | { readonly kind: 'exclusive'; readonly verifier: Uint8Array };
 
 /**
- * One exported filesystem, open. `durable` on modifying operations: answered only once on stable storage (export `sync`).
- * Names are raw bytes without `/` and NUL, not empty; `.` and `..` are allowed in `lookup` only.
+ * One exported filesystem, open. `durable` on modifying operations: answered only once on stable storage (export
+ * `sync`). Names are raw bytes without `/` and NUL, not empty; `.` and `..` are allowed in `lookup` only.
  */
 export interface FileSystem {
   /** Identity that is the same on both heads (8 bytes, from the filesystem's UUID). */
@@ -196,7 +199,9 @@ export interface FileSystem {
     name: Uint8Array,
     durable: boolean,
   ): Promise<WccOutcome & AttributesOutcome>;
-  /** At most `maxEntries` entries after `cookie` (0: from the start), without `.` and `..` left out: both are included. */
+  /**
+   * At most `maxEntries` entries after `cookie` (0: from the start), without `.` and `..` left out: both are included.
+   */
   readdir(
     credential: Credential,
     directory: KernelHandle,
