@@ -499,7 +499,8 @@ export class PosixFileSystem implements FileSystem {
     const outcome = this.decode(at, errno, payload);
     this.free.push(cookie);
     (settle as (outcome: Outcome) => void)(outcome);
-    if (this.waiting.length > 0) this.waiting.shift()!();
+    // One that is refused leaves its slot to the next.
+    while (this.waiting.length > 0 && this.free.length > 0) this.waiting.shift()!();
   }
 
   // ---- arguments ---------------------------------------------------------------------------------------------------
