@@ -350,6 +350,9 @@ async function withSession(
     return 0;
   } catch (error) {
     if (error instanceof ProtocolError) throw new OperatorError(`${text}: ${error.message}`, 20, error.code);
+    // A local file that is not there, a full disk, a closed pipe.
+    const { code, syscall, message } = error as NodeJS.ErrnoException;
+    if (code !== undefined && syscall !== undefined) throw new OperatorError(message, 20, code);
     throw error;
   } finally {
     session.close();
@@ -395,7 +398,15 @@ const showStat =
 /** Standard output as a sink that waits when the reader is slow. */
 function toStdout(bytes: Uint8Array): Promise<void> {
   return new Promise((resolve, reject) => {
-    process.stdout.write(bytes, (error) => (error ? reject(error) : resolve()));
+    // The stream also emits what the callback gets; with a listener that does not end the process.
+    process.stdout.once('error', reject);
+    process.stdout.write(bytes, (error) => {
+      process.stdout.off('error', reject);
+      if (error) {
+        process.stdout.on('error', () => {});
+        reject(error);
+      } else resolve();
+    });
   });
 }
 

@@ -48,6 +48,8 @@ export interface NfsDoors {
 const TICK_MS = 100;
 const SERVER_TICK_MS = 1000;
 const RESOLVE_MS = 60_000;
+/** Per minute. */
+const MAX_PEER_WARNINGS = 60;
 const KEY_BYTES = 16;
 const PROBE_TIMEOUT_MS = 1000;
 
@@ -65,6 +67,7 @@ export class NfsRuntime {
   private readonly mapper: PortmapService;
   private readonly timers: NodeJS.Timeout[] = [];
   private registered: readonly Mapping[] = [];
+  private peerWarnings = 0;
   /** Trees being opened; a withdrawal meanwhile takes its export out. */
   private readonly opening = new Set<Export>();
 
@@ -88,8 +91,8 @@ export class NfsRuntime {
     this.mapper = new PortmapService((peer) => this.localAddress(peer));
     this.portmap = new Dispatcher(portmapPrograms(this.mapper), this.cache, fault);
     this.server = new RpcServer(ring, MAX_RECORD_BYTES, {
-      malformed: (peer, reason) => log.warn({ peer, reason }, 'not a call'),
-      refused: (peer, reason) => log.warn({ peer, reason }, 'connection refused'),
+      malformed: (peer, reason) => this.warnOfPeer(peer, reason),
+      refused: (peer, reason) => this.warnOfPeer(peer, reason),
     });
   }
 
@@ -105,8 +108,16 @@ export class NfsRuntime {
       this.server.tick(performance.now());
       this.cache.tick(performance.now());
     });
-    this.every(RESOLVE_MS, () => void this.resolveNames());
+    this.every(RESOLVE_MS, () => {
+      void this.resolveNames();
+      this.peerWarnings = 0;
+    });
     log.info({ ports: this.ports, backend: this.doors.ring.backend }, 'NFS server ready');
+  }
+
+  /** What peers do wrong goes to the log, but nobody can fill the disk with it. */
+  private warnOfPeer(peer: string, reason: string): void {
+    if (this.peerWarnings++ < MAX_PEER_WARNINGS) this.doors.log.warn({ peer, reason }, 'a peer breaks the protocol');
   }
 
   private every(ms: number, run: () => void): void {

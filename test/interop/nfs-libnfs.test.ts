@@ -149,6 +149,10 @@ describe.runIf(canMount && existsSync(ADDON))('NFS over ext4', () => {
     expect((await command('get', ourUrl('/put'), join(folder, 'got'))).status).toBe(0);
     expect(readFileSync(join(folder, 'got')).equals(readFileSync(local))).toBe(true);
     await expect(command('get', ourUrl('/nosuch'), join(folder, 'no'))).rejects.toMatchObject({ exitCode: 20 });
+    await expect(command('put', join(folder, 'not-here'), ourUrl('/x'))).rejects.toMatchObject({
+      ...{ name: 'OperatorError', exitCode: 20 },
+    });
+    expect(existsSync(join(tree, 'x'))).toBe(false);
     await expect(command('ls', 'nfs://127.0.0.1/x?nfsport=99999')).rejects.toMatchObject({ exitCode: 1 });
   });
 
