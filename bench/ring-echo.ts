@@ -2,7 +2,9 @@
  * Micro-benchmark of the ring alone: round trips of a 28-byte request and a 16-byte reply over loopback TCP, and 4 KiB
  * reads of a cached file, at depths 1 and 32, over both backends. Client and server are processes of their own.
  *
- * Run: node dist/bench/ring-echo.js, or through vitest's vite-node in a checkout. Prints; asserts no times.
+ *     npx tsc -p tsconfig.json --noEmit false --outDir build/ring --rootDir . && node build/ring/bench/ring-echo.js
+ *
+ * Prints; asserts no times.
  */
 import { fork } from 'node:child_process';
 import { closeSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';

@@ -1,6 +1,7 @@
 /**
  * The native addon (`native/`), typed. The only importer of the `.node` file.
  */
+import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { OperatorError } from '../base/errors.js';
@@ -74,7 +75,11 @@ export interface NativeAddon {
   setIoFlusher(): number;
 }
 
-const ADDON = fileURLToPath(new URL('../../native/drbdts.node', import.meta.url));
+/** Seen from `src/io` or `dist/io`, or from a folder below `build/` when tests and benchmarks are compiled too. */
+const ADDON =
+  ['../../native/drbdts.node', '../../../native/drbdts.node', '../../../../native/drbdts.node']
+    .map((path) => fileURLToPath(new URL(path, import.meta.url)))
+    .find((path) => existsSync(path)) ?? 'native/drbdts.node';
 
 let loaded: NativeAddon | undefined;
 
@@ -85,6 +90,8 @@ let loaded: NativeAddon | undefined;
  */
 export function native(): NativeAddon {
   if (loaded) return loaded;
+  if (!existsSync(ADDON))
+    throw new OperatorError(`${ADDON} is missing. Build it with: make build`, 20, 'native addon missing');
   try {
     loaded = createRequire(import.meta.url)(ADDON) as NativeAddon;
     return loaded;
