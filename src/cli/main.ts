@@ -8,6 +8,7 @@ import { dumpCommand } from './dump.js';
 import { dumpMdCommand } from './dump-md.js';
 import { exportfsCommand } from './exportfs.js';
 import { lintCommand } from './lint.js';
+import { nfsCommand } from './nfs.js';
 import { resourceCommands } from './resource-commands.js';
 import { getGiCommand, showGiCommand } from './show-gi.js';
 import { procCommand, stateCommands, statusCommand } from './status.js';
@@ -19,6 +20,7 @@ const COMMANDS: readonly CliCommand[] = [
   ...stateCommands,
   procCommand,
   exportfsCommand,
+  nfsCommand,
   createMdCommand,
   dumpMdCommand,
   showGiCommand,

@@ -19,7 +19,8 @@ const COMMANDS: readonly ResourceCommand[] = [
   {
     name: 'up',
     summary: 'start a resource: attach its disks and connect to the peer; starts the daemon when needed',
-    examples: ['drbdts up data', 'drbdts up all'],
+    options: [['--nbd-listen <host:port>', 'serve the resource over NBD on TCP too, for other hosts and tools']],
+    examples: ['drbdts up data', 'drbdts up all', 'drbdts up --nbd-listen 127.0.0.1:10809 data'],
     starts: true,
   },
   {
@@ -71,11 +72,6 @@ const COMMANDS: readonly ResourceCommand[] = [
     name: 'invalidate',
     summary: "throw away this head's copy and fetch everything from the peer",
     examples: ['drbdts invalidate data'],
-  },
-  {
-    name: 'invalidate-remote',
-    summary: "throw away the peer's copy and send everything",
-    examples: ['drbdts invalidate-remote data'],
   },
 ];
 

@@ -13,6 +13,7 @@ import { runCommand, spawnDetached } from '../io/command.js';
 import { deviceHolders } from '../io/device-use.js';
 import { callJsonLines, type JsonHandlers } from '../io/json-lines.js';
 import { daemonSocket, engineSocket, fuseDirectory, nbdSocket, type Paths } from '../io/paths.js';
+import { formatProc, type ProcDevice } from '../replication/proc-text.js';
 import { loadExports, loadResource, resourceNames } from './configuration.js';
 import type { EngineOptions } from './engine-options.js';
 import { NfsServer } from './nfs-supervisor.js';
@@ -69,8 +70,6 @@ export class Daemon {
     attach: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'attach', p)),
     detach: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'detach', p)),
     invalidate: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'invalidate', p)),
-    'invalidate-remote': (params) =>
-      this.forEach(params as Params, (name, p) => this.forward(name, 'invalidate-remote', p)),
     status: (params) => this.status((params as Params)['resource'] as string | undefined),
     proc: () => this.proc(),
     exportfs: (params) => this.exportfs(params as { action: string; path?: string }),
@@ -354,12 +353,12 @@ export class Daemon {
     return all;
   }
 
-  /** One text for all minors: the engines' blocks behind one header. */
+  /** One text for all minors, as the kernel's /proc/drbd. */
   private async proc(): Promise<string> {
-    const blocks: string[] = [];
-    for (const name of this.engines.keys()) blocks.push(await this.call<string>(name, 'proc', {}, 5000));
-    const header = 'version: 8.4.11-1 (api:1/proto:86-101)\nsrcversion: drbdts\n';
-    return header + blocks.join('');
+    const devices: ProcDevice[] = [];
+    for (const name of this.engines.keys()) devices.push(...(await this.call<ProcDevice[]>(name, 'proc', {}, 5000)));
+    devices.sort((a, b) => a.minor - b.minor);
+    return formatProc(devices, '8.4.11', 'srcversion: drbdts');
   }
 
   private async exportfs(params: { action: string; path?: string }): Promise<unknown> {

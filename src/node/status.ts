@@ -31,8 +31,6 @@ export interface VolumeStatus {
   readonly counters: VolumeCounters;
   /** Current, bitmap, two history UUIDs: 16 upper-case hex digits each. */
   readonly generationIdentifiers: readonly string[];
-  /** The seven flags of `get-gi`. */
-  readonly generationFlags: readonly number[];
 }
 
 export interface ResyncStatus {

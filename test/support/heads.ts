@@ -287,7 +287,7 @@ export function releaseLoopDevices(): void {
   const rows = execFileSync('losetup', ['-l', '-n', '-O', 'NAME,BACK-FILE'], { encoding: 'utf8' }).trim().split('\n');
   for (const row of rows) {
     const [device, ...file] = row.trim().split(/\s+/);
-    if (!device || !/fuse-[\w.-]+-\d+\/|^\/(data|drbdts)/.test(file.join(' '))) continue;
+    if (!device || !/(^|\/fuse-[\w.-]+-\d+)\/device$/.test(file.join(' '))) continue;
     if (existsSync(device)) execFileSync('losetup', ['-d', device]);
   }
 }
