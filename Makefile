@@ -10,9 +10,10 @@ ESBUILD := npx --no-install esbuild --bundle --platform=node --format=esm --pack
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
 
+# Not `npm ci`: it refuses where a registry mirror leaves out other platforms' optional packages. Versions are pinned either way.
 node_modules/.package-lock.json: package.json package-lock.json
 	@echo "== npm packages"
-	npm ci --no-audit --no-fund --loglevel=error
+	npm install --no-save --no-audit --no-fund --loglevel=error
 	@touch $@
 
 deps: node_modules/.package-lock.json
