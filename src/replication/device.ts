@@ -772,7 +772,7 @@ export class Device implements BlockTarget {
     } else if (this.state.peerDisk === D.UpToDate && resource.link) {
       request.flags |= F.NetOk;
     }
-    if (resource.link && resource.log.isOpen(request.epoch) && !resource.mutations.flushWithoutPeer) {
+    if (resource.link && resource.log.isOpen(request.epoch)) {
       request.flags |= F.NetPending | F.WaitsForEpoch;
       this.counters.pending++;
       resource.flushes.push(request);
@@ -1194,10 +1194,6 @@ export class Device implements BlockTarget {
     request.blockIdLow = ID_SYNCER_LOW;
     request.link = resource.linkNumber;
     this.counters.unacked++;
-    if (resource.mutations.clearBeforeResyncWrite) {
-      this.metadata?.bitmap.clearRange(request.sector, sectors);
-      this.sendAck(P_RS_WRITE_ACK, request.sector, ID_SYNCER_HIGH, ID_SYNCER_LOW, request.lengthBytes);
-    }
     request.age = this.intervals.insert(request.sector, request.sector + sectors);
     if (this.isBlocked(request.sector, sectors, request.age)) this.peerOverlapping.push(request);
     else this.coverPeerWrite(request);
@@ -1210,14 +1206,13 @@ export class Device implements BlockTarget {
     if (errno === 0) this.noteWritten(sector, sectors);
     if (alive) {
       if (errno === 0) this.metadata?.bitmap.clearRange(sector, sectors);
-      if (!resource.mutations.clearBeforeResyncWrite || errno !== 0)
-        this.sendAck(
-          errno === 0 ? P_RS_WRITE_ACK : P_NEG_ACK,
-          sector,
-          ID_SYNCER_HIGH,
-          ID_SYNCER_LOW,
-          request.lengthBytes,
-        );
+      this.sendAck(
+        errno === 0 ? P_RS_WRITE_ACK : P_NEG_ACK,
+        sector,
+        ID_SYNCER_HIGH,
+        ID_SYNCER_LOW,
+        request.lengthBytes,
+      );
     }
     this.finishPeerWrite(request);
     resource.peerRequests.release(request);
@@ -1421,14 +1416,15 @@ export class Device implements BlockTarget {
     const { resource } = this;
     const metadata = this.backing?.metadata;
     if (!metadata || !resource.link || this.state.disk < D.Negotiating) return;
+    if (this.state.connection < C.WFConnection) return;
     const { current, bitmap, history0, history1 } = metadata.identifiers;
     this.sentBits = metadata.bitmap.weight;
-    const disk = this.state.disk === D.Negotiating ? this.remembered!.disk : this.state.disk;
+    const isNegotiatingBad = this.state.disk === D.Negotiating && this.remembered!.disk === D.Inconsistent;
     const flags =
       extraFlags |
       (this.discardMyData ? UUID_FLAG_DISCARD_MY_DATA : 0) |
       (this.crashedPrimary ? UUID_FLAG_CRASHED_PRIMARY : 0) |
-      (disk === D.Inconsistent ? UUID_FLAG_INCONSISTENT : 0);
+      (isNegotiatingBad ? UUID_FLAG_INCONSISTENT : 0);
     const uuids = { current, bitmap, history0, history1, bitsSet: this.sentBits, flags };
     resource.sendData(encodeUuids(resource.scratch, this.volume, uuids));
   }
@@ -1680,8 +1676,14 @@ export class Device implements BlockTarget {
       isOpen: this.openCount > 0,
       otherVolumePeerPrimary: resource.isPeerPrimaryElsewhere(this),
       stateSent: resource.stateSent,
-      remembered: this.remembered,
+      remembered: this.isDataCurrent ? this.remembered : undefined,
     };
+  }
+
+  /** Whether the attached disk holds the data that applications here, or the peer, have seen last. */
+  private get isDataCurrent(): boolean {
+    const current = this.backing?.metadata.identifiers.current;
+    return current !== undefined && (this.exposedUuid | 1n) === (current | 1n);
   }
 
   /** Applies a change that is not, or no longer, the peer's to consent to. */
@@ -1728,6 +1730,12 @@ export class Device implements BlockTarget {
     )
       this.considerResync = true;
 
+    if (metadata && os.disk < D.Consistent && ns.disk >= D.Consistent) this.exposedUuid = metadata.identifiers.current;
+    // From now on applications see the peer's data; its identifiers may have arrived before our disk was gone.
+    if (ns.disk < D.Inconsistent && os.disk !== ns.disk && connected && this.peerUuids)
+      this.exposedUuid = this.peerUuids.current;
+    // The handshake did not want the disk, or the link broke before it was decided.
+    if (os.disk === D.Negotiating && ns.disk === D.Diskless) this.beginDetach(() => {});
     if (os.disk >= D.Inconsistent && ns.disk < D.Inconsistent && this.writeOrder > this.flushedOrder)
       this.lostPeerWrites = true;
 
@@ -1743,7 +1751,7 @@ export class Device implements BlockTarget {
         connected === false);
     const somePrimary = ns.role === Role.Primary || ns.peerRole === Role.Primary;
     if (metadata && lostPeerData && somePrimary && metadata.identifiers.bitmap === 0n && ns.disk >= D.UpToDate)
-      this.newCurrentUuid();
+      this.newCurrentUuid(() => this.sendUuids(0));
     else if (
       metadata &&
       ns.peerDisk < D.Inconsistent &&
@@ -1752,7 +1760,7 @@ export class Device implements BlockTarget {
       metadata.identifiers.bitmap === 0n &&
       ns.disk >= D.UpToDate
     )
-      this.newCurrentUuid();
+      this.newCurrentUuid(() => this.sendUuids(0));
 
     if (
       os.peerDisk === D.Diskless &&
@@ -1833,17 +1841,17 @@ export class Device implements BlockTarget {
   }
 
   /** A new data generation; nothing written in it is acknowledged before it is durable. */
-  newCurrentUuid(then: () => void = () => {}): void {
+  newCurrentUuid(then: () => void): void {
     const metadata = this.backing?.metadata;
     if (!metadata || this.resource.mutations.keepGeneration) {
       then();
       return;
     }
     const lost = metadata.identifiers.newCurrent(this.resource.effects.random64(), this.state.role === Role.Primary);
+    this.exposedUuid = metadata.identifiers.current;
     if (lost !== 0n) this.resource.report('warn', `volume ${this.volume}: bitmap generation overwritten`);
     this.gates++;
     metadata.writeSuperblock(() => {
-      if (this.resource.link && this.state.connection >= C.Connected) this.sendUuids(0);
       this.gates--;
       if (this.gates === 0)
         this.gated.removeIf((request) => {
@@ -1905,6 +1913,7 @@ export class Device implements BlockTarget {
       if (!written || link !== this.resource.linkNumber || this.state.connection < C.Connected) return;
       metadata.identifiers.rawSet(UI_CURRENT, uuid, this.state.role === Role.Primary);
       metadata.identifiers.rawSet(UI_BITMAP, 0n, false);
+      this.exposedUuid = metadata.identifiers.current;
       this.resource.callHelper('before-resync-target', this.volume);
       this.resync.begin(this.resource.nowMs);
       this.changeState({ connection: C.SyncTarget }, 'hard');
@@ -1940,6 +1949,7 @@ export class Device implements BlockTarget {
         identifiers.rawSet(UI_HISTORY_END, peer.history1, false);
         identifiers.set(UI_BITMAP, own, false);
         identifiers.rawSet(UI_CURRENT, peer.current, this.state.role === Role.Primary);
+        this.exposedUuid = identifiers.current;
       }
       identifiers.clearBitmap();
     } else {
@@ -2122,7 +2132,6 @@ export class Device implements BlockTarget {
         return;
       }
       metadata.identifiers.setPrimaryBit(this.state.role === Role.Primary);
-      this.exposedUuid = metadata.identifiers.current;
       this.remembered = { disk, peerDisk };
       const result =
         this.state.connection >= C.Connected

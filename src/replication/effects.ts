@@ -38,10 +38,6 @@ export interface Mutations {
   readonly keepGeneration?: boolean;
   /** Acknowledge a barrier before the disk is flushed. */
   readonly barrierAckWithoutFlush?: boolean;
-  /** Answer a flush before the peer made the epoch durable. */
-  readonly flushWithoutPeer?: boolean;
-  /** Clear bits when resync data is received instead of when it is written. */
-  readonly clearBeforeResyncWrite?: boolean;
   /** Let overlapping writes run side by side. */
   readonly ignoreOverlaps?: boolean;
 }

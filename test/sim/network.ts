@@ -60,6 +60,8 @@ export class Wire {
 export class Fabric {
   private readonly wires = new Map<string, Wire>();
   readonly listeners = new Map<string, { owner: Owner; accept: (remote: Endpoint) => void }>();
+  /** Hears every message as it is queued: who sends it, its header and inline bytes, and how much payload follows. */
+  tap: (host: string, bytes: Uint8Array, payloadLength: number) => void = () => {};
   /** Endpoints by host, to reset them when a host comes back. */
   private readonly endpoints = new Set<Endpoint>();
 
@@ -304,6 +306,7 @@ export class Endpoint implements Connection {
   }
 
   private enqueue(item: Queued): void {
+    this.fabric.tap(this.host, item.bytes, item.payloadLength);
     this.out.push(item);
     this.queuedBytes += item.bytes.length + item.payloadLength;
     if (this.queuedBytes > SEND_QUEUE_LIMIT_BYTES) this.wasFull = true;
@@ -382,7 +385,7 @@ export class Endpoint implements Connection {
       if (consumed === 0) break;
       const remote = this.remote;
       if (remote) {
-        remote.unread -= consumed;
+        remote.unread = Math.max(0, remote.unread - consumed);
         remote.pump();
       }
     }

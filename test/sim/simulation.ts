@@ -115,6 +115,8 @@ export class Simulation {
   /** Both heads were Primary and wrote: nothing may bring them together but the operator. */
   private split: { readonly loser: Head; readonly loserModel: SectorModel } | undefined;
   private isForced = false;
+  /** No new application is started. */
+  private isOver = false;
   /** Numbers the link cuts: only the last one is mended by its own timer. */
   private cuts = 0;
 
@@ -235,9 +237,13 @@ export class Simulation {
       return this.isWhole();
     });
     this.runFor(500, () => this.operate());
+    this.isOver = true;
     this.workload?.stop();
     this.waitUntil(30_000, 'every request is answered', () => this.workloads.every((workload) => workload.isClosed));
-    this.waitUntil(30_000, 'both disks are UpToDate and quiet', () => this.isWhole() && this.isQuiet());
+    this.waitUntil(CONVERGE_MS, 'both disks are UpToDate and quiet', () => {
+      this.operate();
+      return this.isWhole() && this.isQuiet();
+    });
     checkIdenticalDisks(this.alpha, this.beta);
     for (const head of [this.alpha, this.beta]) {
       checkFinalContents(head, this.model);
@@ -329,7 +335,7 @@ export class Simulation {
     const { role, disk, peerDisk } = leader.status;
     if (role === 'Primary') {
       this.waitingForTakeover = false;
-      if (this.workload && !this.workload.isGone) return;
+      if (this.isOver || (this.workload && !this.workload.isGone)) return;
       const workload = new Workload(
         leader,
         this.other(leader),
@@ -490,7 +496,12 @@ export class Simulation {
     const follower = this.other(leader);
     if (head === leader) {
       const takeover = this.isCopyWhole() && this.prng.chance(0.6);
-      const onlyCopyIsThere = leader.status.disk !== 'UpToDate' && this.isCopyWhole();
+      // A Primary without a disk leaves its data with the other head, connected or not.
+      const onlyCopyIsThere =
+        leader.status.role === 'Primary' &&
+        leader.status.disk !== 'UpToDate' &&
+        follower.isRunning &&
+        follower.status.disk === 'UpToDate';
       head.crash();
       this.workload = undefined;
       this.isPromoting = false;
