@@ -150,6 +150,8 @@ async function demo(cluster: Cluster): Promise<void> {
 
   await master.sh('mkfs.ext4 -q -b 4096 /dev/drbd0');
   await master.sh(SERVE);
+  // Every client is nobody here (all_squash), so the tree must be nobody's.
+  await master.sh('chown 65534:65534 /drbd');
   say(`ext4 made, mounted, exported; ${VIP} is on test-master`);
 
   // A big file by the command line client, checked at the very end.

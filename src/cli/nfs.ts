@@ -68,8 +68,8 @@ export function parseNfsUrl(text: string, uid: number, gid: number): NfsUrl {
   };
 }
 
-/** One server, as a command sees it: connected, mounted, path walked. */
-class Session {
+/** One server, as a command sees it: connected, mounted, path walked. `demo/writer.ts` uses it too. */
+export class NfsSession {
   private readonly links: RpcLink[] = [];
 
   constructor(
@@ -333,7 +333,7 @@ interface CommonOptions {
   readonly json?: boolean;
 }
 
-type Action = (session: Awaited<ReturnType<Session['open']>>, url: NfsUrl, options: CommonOptions) => Promise<void>;
+type Action = (session: Awaited<ReturnType<NfsSession['open']>>, url: NfsUrl, options: CommonOptions) => Promise<void>;
 
 async function withSession(
   environment: Environment,
@@ -344,7 +344,7 @@ async function withSession(
   const url = parseNfsUrl(text, process.getuid?.() ?? 65534, process.getgid?.() ?? 65534);
   const seconds = Number(options.timeout);
   if (!(seconds > 0)) throw new OperatorError(`--timeout ${options.timeout}: expected seconds`, 1, 'usage');
-  const session = new Session(url, seconds * 1000, environment);
+  const session = new NfsSession(url, seconds * 1000, environment);
   try {
     await action(await session.open(), url, options);
     return 0;

@@ -22,7 +22,7 @@ common {
   handlers { }
   startup { }
   options { }
-  disk { on-io-error detach; }
+  disk { on-io-error detach; DISK }
   net { }
   syncer { rate RATE; verify-alg crc32c; }
 }
@@ -181,7 +181,7 @@ export interface ClusterOptions {
   readonly projectDirectory: string;
   /** Size of each head's data disk. */
   readonly diskBytes: number;
-  /** `syncer { rate }`, default 50M as in the reference setup. */
+  /** `syncer { rate }` with a fixed rate; default 50M and the controller, as in the reference setup. */
   readonly rate?: string;
 }
 
@@ -209,7 +209,12 @@ export class Cluster {
       mkdirSync(join(etc, 'drbd.d'), { recursive: true, mode: 0o755 });
       mkdirSync(join(head.directory, 'upper', 'drbd'), { mode: 0o755 });
       writeFileSync(join(etc, 'drbd.conf'), 'include "drbd.d/global_common.conf";\ninclude "drbd.d/*.res";\n');
-      writeFileSync(join(etc, 'drbd.d', 'global_common.conf'), GLOBAL_COMMON.replace('RATE', options.rate ?? '50M'));
+      // With a rate of one's own the controller is off: the rate is what the sync gets.
+      const common = GLOBAL_COMMON.replace('RATE', options.rate ?? '50M').replace(
+        'DISK ',
+        options.rate ? 'c-plan-ahead 0; ' : '',
+      );
+      writeFileSync(join(etc, 'drbd.d', 'global_common.conf'), common);
       writeFileSync(join(etc, 'drbd.d', 'data.res'), DATA_RES);
       writeFileSync(join(etc, 'exports'), EXPORTS);
       for (const [disk, size] of [
