@@ -1,4 +1,4 @@
-import { hostname, networkInterfaces } from 'node:os';
+import { hostname } from 'node:os';
 import { resolve } from 'node:path';
 import { ConfigError, formatDiagnostic } from '../config/diagnostic.js';
 import { type DrbdConfig, loadConfig } from '../config/drbd-conf.js';
@@ -6,6 +6,7 @@ import { dumpConfig } from '../config/drbd-dump.js';
 import { isForHost, missingAddresses, resolveResource, resourcesOfHost } from '../config/resource.js';
 import { findConfig } from '../config/search.js';
 import { fileConfigSource } from '../io/config-source.js';
+import { localAddresses as addressesOfHost } from '../io/local-addresses.js';
 import type { CliCommand, Environment } from './command.js';
 
 interface Flags {
@@ -117,9 +118,4 @@ function dumpJson(
     return { ...resource, net: { ...resource.net, sharedSecret: '********' } };
   });
   return `${JSON.stringify({ node: nodeName, files: config.files, resources: resolved }, null, 2)}\n`;
-}
-
-/** Every address of every interface of this host. */
-export function addressesOfHost(): string[] {
-  return Object.values(networkInterfaces()).flatMap((entries) => (entries ?? []).map((entry) => entry.address));
 }

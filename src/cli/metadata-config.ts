@@ -1,8 +1,9 @@
-import { hostname, networkInterfaces } from 'node:os';
+import { hostname } from 'node:os';
 import { loadConfig } from '../config/drbd-conf.js';
 import { resolveResource, resourcesOfHost } from '../config/resource.js';
 import { findConfig } from '../config/search.js';
 import { fileConfigSource } from '../io/config-source.js';
+import { localAddresses as addressesOfHost } from '../io/local-addresses.js';
 import type { MetadataTarget, ResolveTargets } from './metadata-target.js';
 
 /**
@@ -16,7 +17,7 @@ export const resolveFromConfig: ResolveTargets = (name, environment, configFile)
   if (search.notice) environment.err(search.notice);
   const { config } = loadConfig(fileConfigSource, search.path);
   // A `floating` section belongs to the host that has its address.
-  const localAddresses = Object.values(networkInterfaces()).flatMap((list) => (list ?? []).map((one) => one.address));
+  const localAddresses = addressesOfHost();
   const names = name === 'all' ? resourcesOfHost(config, search.nodeName, { localAddresses }) : [name];
   return names.flatMap((resource) =>
     resolveResource(config, resource, search.nodeName, { localAddresses }).volumes.map((volume): MetadataTarget => {

@@ -1,4 +1,4 @@
-import { hostname, networkInterfaces } from 'node:os';
+import { hostname } from 'node:os';
 import { OperatorError } from '../base/errors.js';
 import { ConfigError, formatDiagnostic } from '../config/diagnostic.js';
 import { type DrbdConfig, loadConfig } from '../config/drbd-conf.js';
@@ -6,6 +6,7 @@ import { type ExportTable, parseExports, readExports } from '../config/exports.j
 import { missingAddresses, type ResolvedResource, resolveResource, resourcesOfHost } from '../config/resource.js';
 import { findConfig } from '../config/search.js';
 import { fileConfigSource } from '../io/config-source.js';
+import { localAddresses } from '../io/local-addresses.js';
 
 const EXIT_INVALID = 10;
 
@@ -14,7 +15,7 @@ function load(
   configFile: string | undefined,
 ): { config: DrbdConfig; nodeName: string; warnings: string[]; addresses: string[] } {
   const search = findConfig(fileConfigSource, env, hostname(), configFile);
-  const addresses = Object.values(networkInterfaces()).flatMap((list) => (list ?? []).map((one) => one.address));
+  const addresses = localAddresses();
   try {
     const { config, warnings } = loadConfig(fileConfigSource, search.path, {});
     return { config, nodeName: search.nodeName, warnings: warnings.map(formatDiagnostic), addresses };
