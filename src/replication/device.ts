@@ -19,6 +19,7 @@ import { BitmapExchange } from './bitmap-exchange.js';
 import { NO_PAYLOAD_OFFSET } from './effects.js';
 import { agreeSize, agreeUserSize, decideSync, peerExportedSize, realPeerDisk } from './handshake.js';
 import { IntervalSet } from './interval-set.js';
+import { LargeTransfer, LargeZero } from './large-request.js';
 import { METADATA_COOKIE, MetadataStore } from './metadata-store.js';
 import { type PeerRequest, PeerRequestKind, PeerRequestQueue } from './peer-request.js';
 import { type Request, RequestFlag, RequestKind, RequestQueue, RequestStage } from './request.js';
@@ -289,6 +290,10 @@ export class Device implements BlockTarget {
   }
 
   read(front: BlockFront, frontRequest: number, offsetBytes: number, lengthBytes: number, payload: number): void {
+    if (lengthBytes > MAX_REQUEST_BYTES) {
+      this.transfer(front, frontRequest, false, offsetBytes, lengthBytes, payload, false);
+      return;
+    }
     this.accept(front, frontRequest, RequestKind.Read, offsetBytes, lengthBytes, payload, false, false);
   }
 
@@ -300,7 +305,37 @@ export class Device implements BlockTarget {
     payload: number,
     fua: boolean,
   ): void {
+    if (lengthBytes > MAX_REQUEST_BYTES) {
+      this.transfer(front, frontRequest, true, offsetBytes, lengthBytes, payload, fua);
+      return;
+    }
     this.accept(front, frontRequest, RequestKind.Write, offsetBytes, lengthBytes, payload, fua, false);
+  }
+
+  private transfer(
+    front: BlockFront,
+    frontRequest: number,
+    isWrite: boolean,
+    offset: number,
+    length: number,
+    payload: number,
+    fua: boolean,
+  ): void {
+    const { resource } = this;
+    const { memory } = resource.effects;
+    new LargeTransfer(
+      this,
+      memory,
+      resource,
+      front,
+      frontRequest,
+      isWrite,
+      offset,
+      length,
+      payload,
+      MAX_REQUEST_BYTES,
+      fua,
+    ).pump();
   }
 
   flush(front: BlockFront, frontRequest: number): void {
@@ -317,7 +352,7 @@ export class Device implements BlockTarget {
   ): void {
     const limit = this.resource.maxZeroBytes;
     if (lengthBytes > limit) {
-      new ZeroInPieces(this, front, frontRequest, offsetBytes, lengthBytes, limit, unmap, fua).next();
+      new LargeZero(this, front, frontRequest, offsetBytes, lengthBytes, limit, unmap, fua).next();
       return;
     }
     this.accept(front, frontRequest, RequestKind.Zero, offsetBytes, lengthBytes, NO_PAYLOAD_OFFSET, fua, unmap);
@@ -2219,33 +2254,6 @@ export class Device implements BlockTarget {
 
   release(): void {
     this.unhold();
-  }
-}
-
-/** A range to zero that is longer than one packet may be: one piece after the other. */
-class ZeroInPieces implements BlockFront {
-  constructor(
-    private readonly device: Device,
-    private readonly front: BlockFront,
-    private readonly frontRequest: number,
-    private offset: number,
-    private remaining: number,
-    private readonly limit: number,
-    private readonly unmap: boolean,
-    private readonly fua: boolean,
-  ) {}
-
-  next(): void {
-    const length = Math.min(this.remaining, this.limit);
-    const { offset } = this;
-    this.offset += length;
-    this.remaining -= length;
-    this.device.zero(this, 0, offset, length, this.unmap, this.fua);
-  }
-
-  complete(_request: number, errno: number): void {
-    if (errno !== 0 || this.remaining === 0) this.front.complete(this.frontRequest, errno);
-    else this.next();
   }
 }
 

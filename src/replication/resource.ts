@@ -204,6 +204,7 @@ export class Resource {
   private wantsTurnEnd = false;
   private readonly settling = new RequestQueue<Device>();
   private lateAnswers: LateAnswer[] = [];
+  private readonly stalled: (() => void)[] = [];
   private retries: Retry[] = [];
   private drains: { readonly device: Device; readonly andEpochs: boolean; readonly run: () => void }[] = [];
   private pendingConnectionChange: ((code: StateResult) => void) | undefined;
@@ -279,6 +280,11 @@ export class Resource {
   settleLater(request: Request<Device>): void {
     this.settling.push(request);
     this.requestTurnEnd();
+  }
+
+  /** Runs `run` at the next tick: it found no memory. */
+  retryLater(run: () => void): void {
+    this.stalled.push(run);
   }
 
   answerLater(front: BlockFront, request: number, errno: number): void {
@@ -854,6 +860,7 @@ export class Resource {
     this.nowMs = nowMs;
     this.tickLink(nowMs);
     for (const device of this.devices) device.resync.tick(nowMs);
+    for (const run of this.stalled.splice(0)) run();
     for (const retry of [...this.retries]) if (!retry.busy) this.attempt(retry);
     this.maybeStartConnecting();
     this.requestTurnEnd();

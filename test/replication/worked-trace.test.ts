@@ -122,7 +122,11 @@ describe('the worked trace: two fresh nodes', () => {
       expect(first!.body).toBe('0000c882');
       expect(second!.body).toBe('000088aa');
     }
-    expect(names(sent).filter((name) => name.startsWith('P_INITIAL')).sort()).toContain('P_INITIAL_META');
+    expect(
+      names(sent)
+        .filter((name) => name.startsWith('P_INITIAL'))
+        .sort(),
+    ).toContain('P_INITIAL_META');
     take();
   });
 

@@ -1,10 +1,9 @@
-import { newSuperblock } from '../../src/metadata/superblock.js';
-import { encodeSuperblock } from '../../src/metadata/superblock.js';
 import { encodeInitializedBlock } from '../../src/metadata/activity-log.js';
 import { computeLayout } from '../../src/metadata/layout.js';
+import { encodeSuperblock, newSuperblock } from '../../src/metadata/superblock.js';
 import {
-  type NetOptions,
   type EstablishOptions,
+  type NetOptions,
   type ResourceEvent,
   ResourceRuntime,
   type VolumeOptions,

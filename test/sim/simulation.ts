@@ -167,7 +167,7 @@ export class Simulation {
     this.alpha = new Head(this.world, this.fabric, 'alpha', 'beta', prng.fork(), options);
     this.beta = new Head(this.world, this.fabric, 'beta', 'alpha', prng.fork(), options);
     this.leader = this.alpha;
-    const windowSectors = prng.pick([16, 64, 256, 2048]) + 32;
+    const windowSectors = prng.pick([16, 64, 256, 2048, 5000]) + 32;
     const sectors = Math.floor(this.alpha.layout.capacitySectors);
     const count = isLarge ? 80 : prng.between(1, 6);
     const windows = Array.from({ length: count }, () => prng.between(0, sectors - windowSectors));
@@ -175,7 +175,11 @@ export class Simulation {
     for (const head of [this.alpha, this.beta]) head.onEvent = () => this.note(head.log[head.log.length - 1]!);
     // The second disk is not empty: a resync that forgets a block is seen.
     const junk = new Uint8Array(4096).fill(0x77);
-    for (let offset = 0; offset + 4096 <= (sectors - (sectors % 8)) * 512 && !isLarge; offset += 4096 * prng.between(1, 40))
+    for (
+      let offset = 0;
+      offset + 4096 <= (sectors - (sectors % 8)) * 512 && !isLarge;
+      offset += 4096 * prng.between(1, 40)
+    )
       this.beta.data.fill(offset, junk);
     this.note(
       `seed ${seed}: ${dataBytes} bytes, meta ${meta}, depth ${this.shape.depth}, ${count} windows of ${windowSectors}`,
@@ -298,7 +302,11 @@ export class Simulation {
               JSON.stringify({ ...head.status.proc, state: undefined, held: head.memory!.held })
             : `${head.name} down`,
         );
-        throw new SimulationFailure(EXIT_NO_CONVERGENCE, 'convergence', `not within ${limitMs} ms: ${what}\n${states.join('\n')}`);
+        throw new SimulationFailure(
+          EXIT_NO_CONVERGENCE,
+          'convergence',
+          `not within ${limitMs} ms: ${what}\n${states.join('\n')}`,
+        );
       }
       this.world.runUntil(this.world.nowMs + STEP_MS);
     }
@@ -593,7 +601,11 @@ export class Simulation {
     this.split = { loser: follower, loserModel };
     const before = [this.workload.completed, second.completed];
     this.runFor(2000, () => {});
-    this.waitUntil(30_000, 'both write apart', () => this.workload!.completed > before[0]! + 20 && second.completed > 20);
+    this.waitUntil(
+      30_000,
+      'both write apart',
+      () => this.workload!.completed > before[0]! + 20 && second.completed > 20,
+    );
     second.stop();
     this.waitUntil(5000, 'the second writer stops', () => second.isClosed);
     if (this.prng.chance(0.5)) {

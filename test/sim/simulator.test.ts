@@ -9,7 +9,8 @@ describe('simulator', () => {
     it(`seeds ${first} to ${first + PER_TEST - 1} converge, lose nothing and end identical`, () => {
       for (let seed = first; seed < first + PER_TEST; seed++) {
         const verdict = simulate(seed);
-        const story = verdict.exitCode === 0 ? '' : `SEED=${seed}\n${verdict.message}\n${verdict.log.slice(-60).join('\n')}`;
+        const story =
+          verdict.exitCode === 0 ? '' : `SEED=${seed}\n${verdict.message}\n${verdict.log.slice(-60).join('\n')}`;
         expect(story).toBe('');
         expect(verdict.requests).toBeGreaterThan(0);
       }

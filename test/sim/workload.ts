@@ -99,7 +99,7 @@ export class Workload implements BlockFront {
     const roll = prng.unit();
     const window = prng.pick(this.shape.windows);
     const long = prng.chance(0.03);
-    slot.sectors = long ? prng.between(1, Math.min(2048, this.shape.windowSectors)) : prng.between(1, 32);
+    slot.sectors = long ? prng.between(1, Math.min(5000, this.shape.windowSectors)) : prng.between(1, 32);
     slot.sector = window + prng.between(0, this.shape.windowSectors - slot.sectors);
     const status = head.status;
     slot.peerIncarnation =
@@ -132,8 +132,7 @@ export class Workload implements BlockFront {
     slot.kind = 'write';
     const fua = prng.chance(0.1);
     const version = this.versions.next++;
-    for (let at = 0; at < slot.sectors; at++)
-      fillSector(memory.bytes, payload + at * 512, slot.sector + at, version);
+    for (let at = 0; at < slot.sectors; at++) fillSector(memory.bytes, payload + at * 512, slot.sector + at, version);
     slot.handle = model.writeIssued(slot.sector, slot.sectors, version, fua);
     target.write(this, index, offset, length, payload, fua);
   }

@@ -10,6 +10,9 @@ export function checkFinalContents(head: Head, model: SectorModel): void {
     head.data.read(sector * 512, bytes);
     const version = versionOf(bytes, 0, sector);
     if (!model.isLegal(sector, version))
-      wrongData('no acknowledged write lost', `${head.name} sector ${sector} holds ${version}: ${model.describe(sector)}`);
+      wrongData(
+        'no acknowledged write lost',
+        `${head.name} sector ${sector} holds ${version}: ${model.describe(sector)}`,
+      );
   }
 }

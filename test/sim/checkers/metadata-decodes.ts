@@ -13,7 +13,8 @@ export function checkMetadataDecodes(head: Head): void {
     const area = new Uint8Array(layout.alBlocks * 4096);
     head.metaPlatter.read(layout.activityLogSector * 512, area);
     const replay = replayActivityLog(area, layout.alStripes, layout.alStripeSize4k);
-    if (replay.corruptBlocks > 1) wrongData('metadata decodes', `${head.name}: ${replay.corruptBlocks} torn log blocks`);
+    if (replay.corruptBlocks > 1)
+      wrongData('metadata decodes', `${head.name}: ${replay.corruptBlocks} torn log blocks`);
   } catch (error) {
     if (error instanceof SimulationFailure) throw error;
     wrongData('metadata decodes', `${head.name}: ${(error as Error).message}`);

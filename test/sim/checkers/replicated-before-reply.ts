@@ -4,12 +4,7 @@ import { versionOf } from '../sector-pattern.js';
 import type { SectorModel } from './sector-model.js';
 
 /** At the moment a write is acknowledged over a whole connection, the peer's disk has it (protocol C). */
-export function checkReplicatedBeforeReply(
-  peer: Head,
-  model: SectorModel,
-  sector: number,
-  sectors: number,
-): void {
+export function checkReplicatedBeforeReply(peer: Head, model: SectorModel, sector: number, sectors: number): void {
   const bytes = new Uint8Array(512);
   for (let at = sector; at < sector + sectors; at++) {
     peer.data.read(at * 512, bytes);
