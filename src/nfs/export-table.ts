@@ -7,7 +7,8 @@
 import { assert } from '../base/assert.js';
 import { OperatorError } from '../base/errors.js';
 import type { AuthSys } from '../rpc/auth.js';
-import type { Credential, FileSystem } from './filesystem.js';
+import type { HandleSigner } from './file-handle.js';
+import type { Credential, FileSystem, KernelHandle } from './filesystem.js';
 import { squash } from './squash.js';
 import { WriteVerifier } from './write-verifier.js';
 
@@ -68,6 +69,7 @@ export class Export {
   /** fattr3.fsid */
   fsid = 0n;
   verifier: WriteVerifier | undefined;
+  private signer: HandleSigner | undefined;
   private rule: ExportRule;
   private readonly decisions = new Map<string, ExportOptions | null>();
   private identities = new WeakMap<ExportOptions, WeakMap<object, Credential>>();
@@ -119,12 +121,24 @@ export class Export {
     return credential;
   }
 
-  serve(filesystem: FileSystem, random: () => Uint8Array): void {
+  /** @param signer with the keys of this tree */
+  serve(filesystem: FileSystem, signer: HandleSigner, random: () => Uint8Array): void {
     assert(this.filesystem === undefined, `${this.path} is served already`);
     this.filesystem = filesystem;
+    this.signer = signer;
     this.fsid = this.rule.fsid !== undefined ? BigInt(this.rule.fsid) : fsidOfFilesystem(filesystem.id);
     this.verifier = new WriteVerifier(random);
     this.wake();
+  }
+
+  /** What a client gets for an object of the tree. Only while it is served. */
+  handleOf(filesystem: FileSystem, kernel: KernelHandle): Uint8Array {
+    return this.signer!.encode(this.id, filesystem.id, kernel);
+  }
+
+  /** Whether a handle of this export was made with the tree's key. */
+  isSigned(handle: Uint8Array): boolean {
+    return this.signer?.isSigned(handle) ?? false;
   }
 
   /** From now on requests wait. The tree is the caller's to withdraw. */

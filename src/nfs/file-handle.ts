@@ -6,7 +6,7 @@
  *   2..3    export id
  *   4..11   identity of the filesystem (the same on both heads)
  *   12..    kernel handle: u32 LE type, then the bytes of name_to_handle_at(2); 12 bytes on ext4
- *   last 8  SipHash-2-4 over everything before, with the cluster's key
+ *   last 8  SipHash-2-4 over everything before, with the tree's key (which lies in the tree, so both heads have it)
  *
  * At most 56 bytes, because one client (VMware ESXi) takes no more. The MAC keeps clients from naming objects that they
  * were never shown; it does not replace the check of the export on every request.
@@ -27,9 +27,6 @@ const FILEID_INO32_GEN = 1;
 
 const hash = new Int32Array(2);
 
-/** What is wrong with a handle: it is none of ours in form, or it names nothing (any more). */
-export type HandleFault = 'malformed' | 'stale';
-
 export interface FileHandle {
   readonly exportId: number;
   /** Views of the handle's bytes. */
@@ -37,7 +34,16 @@ export interface FileHandle {
   readonly kernel: KernelHandle;
 }
 
-/** Makes and checks handles with the cluster's keys: the first signs, all verify (so a key can be replaced). */
+/** Takes a handle apart without believing it: which export's key must have signed it stands in it. */
+export function decodeHandle(bytes: Uint8Array): FileHandle | 'malformed' {
+  const { length } = bytes;
+  if (length < MIN_OWN_HANDLE_BYTES || length > MAX_OWN_HANDLE_BYTES) return 'malformed';
+  if (bytes[0] !== VERSION || bytes[1] !== 0) return 'malformed';
+  const kernel = bytes.subarray(KERNEL_OFFSET, length - MAC_BYTES);
+  return { exportId: (bytes[2]! << 8) | bytes[3]!, filesystemId: bytes.subarray(4, KERNEL_OFFSET), kernel };
+}
+
+/** Makes and checks handles with a tree's keys: the first signs, all verify (so a key can be replaced). */
 export class HandleSigner {
   constructor(private readonly keys: readonly SipKey[]) {
     assert(keys.length > 0, 'file handles need a key');
@@ -59,19 +65,12 @@ export class HandleSigner {
     return bytes;
   }
 
-  /** Checks form and MAC. The object behind it may be gone all the same. */
-  decode(bytes: Uint8Array): FileHandle | HandleFault {
-    const { length } = bytes;
-    if (length < MIN_OWN_HANDLE_BYTES || length > MAX_OWN_HANDLE_BYTES) return 'malformed';
-    if (bytes[0] !== VERSION || bytes[1] !== 0) return 'malformed';
-    const macOffset = length - MAC_BYTES;
-    if (!this.isSigned(bytes, macOffset)) return 'stale';
-    const kernel = bytes.subarray(KERNEL_OFFSET, macOffset);
-    return { exportId: (bytes[2]! << 8) | bytes[3]!, filesystemId: bytes.subarray(4, KERNEL_OFFSET), kernel };
-  }
-
-  /** Compares without a data-dependent branch, so that time does not tell how many bytes of a guess are right. */
-  private isSigned(bytes: Uint8Array, macOffset: number): boolean {
+  /**
+   * Whether one of the keys signed the handle. Compares without a data-dependent branch, so that time does not tell how
+   * many bytes of a guess are right.
+   */
+  isSigned(bytes: Uint8Array): boolean {
+    const macOffset = bytes.length - MAC_BYTES;
     for (const key of this.keys) {
       sipHash(key, bytes, 0, macOffset, hash);
       let difference = 0;

@@ -2,7 +2,7 @@
 import { AuthStatus } from '../rpc/auth.js';
 import { AuthRefused, NotNow, type RpcCall } from '../rpc/dispatcher.js';
 import type { Export, ExportOptions, ExportTable } from './export-table.js';
-import { type HandleSigner, isSameBytes, isWildcardGeneration } from './file-handle.js';
+import { decodeHandle, isSameBytes, isWildcardGeneration } from './file-handle.js';
 import type { Attributes, Credential, FileSystem, KernelHandle } from './filesystem.js';
 import { FsErrno, NfsStatus, statusOfErrno } from './status.js';
 import type { WriteVerifier } from './write-verifier.js';
@@ -54,7 +54,7 @@ export class Target {
   }
 
   handleOf(kernel: KernelHandle): Uint8Array {
-    return this.service.signer.encode(this.entry.id, this.filesystem.id, kernel);
+    return this.entry.handleOf(this.filesystem, kernel);
   }
 
   /**
@@ -85,7 +85,6 @@ export class NfsService {
 
   constructor(
     readonly exports: ExportTable,
-    readonly signer: HandleSigner,
     readonly memory: PayloadMemory,
     private readonly limits: HoldLimits = HOLD_LIMITS,
   ) {}
@@ -104,16 +103,17 @@ export class NfsService {
    * @throws AuthRefused for a flavor or source port the export does not take; NotNow while the tree is not there
    */
   open(call: RpcCall, handle: Uint8Array, isOpenToAll = false): Target | number {
-    const decoded = this.signer.decode(handle);
+    const decoded = decodeHandle(handle);
     if (decoded === 'malformed') return NfsStatus.NFS3ERR_BADHANDLE;
-    if (decoded === 'stale') return NfsStatus.NFS3ERR_STALE;
     const entry = this.exports.get(decoded.exportId);
     if (entry === undefined) return NfsStatus.NFS3ERR_STALE;
     const options = entry.optionsFor(call.transport.address);
     if (options === undefined) return NfsStatus.NFS3ERR_ACCES;
     if (options.secure && call.transport.port >= 1024) throw new AuthRefused(AuthStatus.AUTH_TOOWEAK);
     const { filesystem } = entry;
+    // The key comes with the tree: before that nobody can say whether the handle is good, only that it must wait.
     if (filesystem === undefined) return this.hold(call, entry);
+    if (!entry.isSigned(handle)) return NfsStatus.NFS3ERR_STALE;
     const isRoot = isSameBytes(decoded.kernel, filesystem.rootHandle);
     const isAllowed = call.auth === undefined ? options.allowAuthNone : options.allowAuthSys;
     if (!isAllowed && !(isOpenToAll && isRoot)) throw new AuthRefused(AuthStatus.AUTH_TOOWEAK);

@@ -17,13 +17,10 @@ export interface NfsOptions {
    */
   readonly portmap?: 'auto' | 'register' | 'own' | 'none';
   /**
-   * Keys of file handles, 32 hexadecimal digits each: the first signs, all are accepted. They must be the same on both
-   * heads, or every client's handles go stale at a takeover. Without any, handles are signed with a key that is no
-   * secret.
+   * Keys of file handles, 32 hexadecimal digits each: the first signs, all are accepted. Default: each tree has its own,
+   * in `.drbdts/nfs-handle-keys` at the root of its filesystem, which is replicated; made when it is first served.
    */
   readonly handleKeys?: readonly string[];
-  /** File with one such key per line. Made with a random key if it does not exist; for a head without a peer. */
-  readonly keyFile?: string;
   /** How long requests of a tree that is not there wait before they get JUKEBOX. Default 10 s. */
   readonly holdMs?: number;
   /** Size of the buffer pool; address space only until used. Default 1 GiB. */

@@ -2,8 +2,7 @@
  * The NFS server of one head: listeners, programs, exported trees, and the control channel by which the daemon opens
  * and withdraws them. `docs/internals/nfs.md` describes the channel.
  */
-import { createHash, randomBytes } from 'node:crypto';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { randomBytes } from 'node:crypto';
 import { stat } from 'node:fs/promises';
 import { createConnection } from 'node:net';
 import { networkInterfaces } from 'node:os';
@@ -34,6 +33,7 @@ import {
 import { ReplyCache } from '../rpc/reply-cache.js';
 import { SipKey } from '../rpc/siphash.js';
 import { HostNames, mountPointOf, rulesOf, unsupportedClients } from './export-rules.js';
+import { readHandleKeys, mountPointOf as rootOfFilesystem } from './handle-keys.js';
 import type { NfsOptions } from './nfs-options.js';
 import { PortmapClient } from './portmap-client.js';
 import { RpcServer } from './rpc-server.js';
@@ -67,6 +67,7 @@ export class NfsRuntime {
   private readonly mapper: PortmapService;
   private readonly timers: NodeJS.Timeout[] = [];
   private registered: readonly Mapping[] = [];
+  private readonly configuredSigner: HandleSigner | undefined;
   private peerWarnings = 0;
   /** Trees being opened; a withdrawal meanwhile takes its export out. */
   private readonly opening = new Set<Export>();
@@ -78,7 +79,8 @@ export class NfsRuntime {
     const { ring, log } = doors;
     this.configured = options.exports;
     this.exports = new ExportTable(rulesOf(this.configured, this.names));
-    this.service = new NfsService(this.exports, new HandleSigner(this.handleKeys()), ring.memory, {
+    this.configuredSigner = options.handleKeys ? new HandleSigner(options.handleKeys.map(parseKey)) : undefined;
+    this.service = new NfsService(this.exports, ring.memory, {
       ...HOLD_LIMITS,
       ...(options.holdMs !== undefined && { holdMs: options.holdMs }),
     });
@@ -210,26 +212,6 @@ export class NfsRuntime {
     return before.filter((entry) => !after.has(entry)).map((entry) => entry.path);
   }
 
-  private handleKeys(): SipKey[] {
-    const { handleKeys, keyFile } = this.options;
-    if (handleKeys !== undefined && handleKeys.length > 0) return handleKeys.map(parseKey);
-    if (keyFile === undefined) {
-      // The same on both heads, so that takeovers work; but no secret.
-      this.doors.log.warn('no key for file handles is configured: clients can make up handles of this export');
-      return [
-        new SipKey(createHash('sha256').update('drbdts file handles without a key').digest().subarray(0, KEY_BYTES)),
-      ];
-    }
-    if (!existsSync(keyFile)) {
-      writeFileSync(keyFile, `${randomBytes(KEY_BYTES).toString('hex')}\n`, { mode: 0o600, flag: 'wx' });
-      this.doors.log.warn({ keyFile }, 'made a new key for file handles; a second head needs a copy of this file');
-    }
-    const lines = readFileSync(keyFile, 'utf8').split('\n');
-    const keys = lines.filter((line) => line.trim() !== '').map((line) => parseKey(line.trim()));
-    if (keys.length === 0) throw new OperatorError(`${keyFile}: no key, expected 32 hexadecimal digits`, 10, 'config');
-    return keys;
-  }
-
   /** The control channel. */
   readonly handlers: JsonHandlers = {
     serve: (params) => this.serve(pathIn(params)),
@@ -245,15 +227,31 @@ export class NfsRuntime {
       await this.checkMounted(path);
       if (this.opening.has(entry)) throw new OperatorError(`${path}: is being opened already`, 11, 'busy');
       this.opening.add(entry);
+      const signer = await this.signerOf(entry);
       const filesystem = await this.open(entry);
       if (!this.opening.delete(entry) || this.exports.get(entry.id) !== entry) {
         await filesystem.withdraw();
         throw new OperatorError(`${path}: withdrawn while it was being opened`, 11, 'withdrawn');
       }
-      entry.serve(filesystem, () => randomBytes(WRITE_VERIFIER_BYTES));
+      entry.serve(filesystem, signer, () => randomBytes(WRITE_VERIFIER_BYTES));
       this.doors.log.info({ path, exportId: entry.id }, 'export is served');
     }
     return { path: entry.path, exportId: entry.id, fsid: entry.fsid.toString(16) };
+  }
+
+  /** Read, or made, before anything of the tree is held open: `withdraw` has nothing to do with this file. */
+  private async signerOf(entry: Export): Promise<HandleSigner> {
+    if (this.configuredSigner) return this.configuredSigner;
+    try {
+      const lines = await readHandleKeys(await rootOfFilesystem(entry.path), () =>
+        randomBytes(KEY_BYTES).toString('hex'),
+      );
+      return new HandleSigner(lines.map(parseKey));
+    } catch (error) {
+      this.opening.delete(entry);
+      if (error instanceof OperatorError) throw error;
+      throw new OperatorError(`${entry.path}: the key of its file handles: ${(error as Error).message}`, 20, 'key');
+    }
   }
 
   private async open(entry: Export): Promise<FileSystem> {

@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pino } from 'pino';
@@ -7,6 +7,7 @@ import { exportOf, parseNfsUrl } from '../../src/cli/nfs.js';
 import { parseExports } from '../../src/config/exports.js';
 import type { JsonCall } from '../../src/io/json-lines.js';
 import { HostNames, rulesOf, unsupportedClients } from '../../src/node/export-rules.js';
+import { readHandleKeys } from '../../src/node/handle-keys.js';
 import type { NfsOptions } from '../../src/node/nfs-options.js';
 import { NfsRuntime } from '../../src/node/nfs-runtime.js';
 import { FakeMemory } from '../support/fake-ring.js';
@@ -112,21 +113,23 @@ describe('the control channel', () => {
 });
 
 describe('keys of file handles', () => {
-  it('a key file is made once, readable by its owner only', async () => {
-    const keyFile = join(folder, 'key');
-    make({ handleKeys: [], keyFile });
-    const key = readFileSync(keyFile, 'utf8');
-    expect(key).toMatch(/^[0-9a-f]{32}\n$/);
-    expect(statSync(keyFile).mode & 0o777).toBe(0o600);
-    expect(logged.join()).toContain('second head');
-    make({ handleKeys: [], keyFile });
-    expect(readFileSync(keyFile, 'utf8')).toBe(key);
+  it('are made once, in the tree itself, readable by root only, and are the same for whoever mounts it', async () => {
+    const tree = join(folder, 'tree');
+    mkdirSync(tree, { recursive: true });
+    const first = await readHandleKeys(tree, () => 'aa'.repeat(16));
+    expect(first).toEqual(['aa'.repeat(16)]);
+    expect(await readHandleKeys(tree, () => 'bb'.repeat(16))).toEqual(first);
+    const file = join(tree, '.drbdts', 'nfs-handle-keys');
+    expect(readFileSync(file, 'utf8')).toBe(`${'aa'.repeat(16)}\n`);
+    expect(statSync(file).mode & 0o777).toBe(0o600);
+    writeFileSync(file, `${'cc'.repeat(16)}\n${'aa'.repeat(16)}\n`);
+    expect(await readHandleKeys(tree, () => 'bb'.repeat(16))).toEqual(['cc'.repeat(16), 'aa'.repeat(16)]);
+    writeFileSync(file, '\n');
+    await expect(readHandleKeys(tree, () => 'bb'.repeat(16))).rejects.toThrow(/no key/);
   });
 
-  it('a bad key is refused, none at all is warned about', () => {
+  it('a bad key is refused', () => {
     expect(() => make({ handleKeys: ['xyz'] })).toThrow(/32 hexadecimal digits/);
-    make({ handleKeys: [] });
-    expect(logged.join()).toContain('no key for file handles');
   });
 });
 

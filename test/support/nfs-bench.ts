@@ -91,7 +91,7 @@ export class Bench {
 
   constructor(rules: readonly ExportRule[] = [rule('/drbd')]) {
     this.exports = new ExportTable(rules);
-    this.service = new NfsService(this.exports, this.signer, this.memory, { maxHeldCalls: 4, holdMs: 1000 });
+    this.service = new NfsService(this.exports, this.memory, { maxHeldCalls: 4, holdMs: 1000 });
     this.dispatcher = new Dispatcher(
       [nfs3Program(this.service), ...mountPrograms(new MountService(this.service)), ...portmapPrograms(this.mapper)],
       this.cache,
@@ -101,7 +101,9 @@ export class Bench {
 
   /** Serves the filesystem under an export; every time with another write verifier. */
   serve(path = '/drbd', filesystem = this.filesystem): void {
-    this.exports.byPath(path)!.serve(filesystem, () => Uint8Array.of(0, 0, 0, 0, 0, 0, 0, ++this.verifiers));
+    this.exports
+      .byPath(path)!
+      .serve(filesystem, this.signer, () => Uint8Array.of(0, 0, 0, 0, 0, 0, 0, ++this.verifiers));
   }
 
   transport(address?: string, port?: number): TestTransport {

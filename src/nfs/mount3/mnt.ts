@@ -78,7 +78,7 @@ export const MNT: Procedure<MountService, string, MountResult> = {
     const kernel = await walk(filesystem, found.below);
     if (typeof kernel === 'number') return refusal(kernel);
     service.noteMount(call.transport.address, path);
-    const handle = service.nfs.signer.encode(found.entry.id, filesystem.id, kernel);
+    const handle = found.entry.handleOf(filesystem, kernel);
     return { status: MountStatus.MNT3_OK, handle, flavors: flavorsOf(options) };
   },
 };
