@@ -657,13 +657,25 @@ export class Device implements BlockTarget {
       resource.log.closeEpoch();
       resource.requestTurnEnd();
     }
-    const ok = request.has(F.LocalOk) || request.has(F.NetOk);
+    const ok = this.succeeded(request);
     resource.activeRequests--;
     this.counters.applicationRequests--;
     const { front, frontRequest } = request;
     assert(front !== undefined, 'a request has a front end');
     front.complete(frontRequest, ok ? 0 : request.errno || Errno.EIO);
     if (resource.hasWaiting) resource.requestTurnEnd();
+  }
+
+  /**
+   * Whether a request is where it must be. One side is enough if that side's data is good; what only an Inconsistent
+   * disk
+   * has, the next resync overwrites. (drbd.ko calls that a success too.)
+   */
+  private succeeded(request: Request<Device>): boolean {
+    const local = request.has(F.LocalOk);
+    const net = request.has(F.NetOk);
+    if (request.kind === RequestKind.Read || (local && net)) return local || net;
+    return (local && this.state.disk === D.UpToDate) || (net && this.state.peerDisk === D.UpToDate);
   }
 
   private leaveIntervals(request: Request<Device>): void {
@@ -804,14 +816,15 @@ export class Device implements BlockTarget {
       request.flags |= F.LocalPending;
       request.age = this.writeOrder;
       backing.doors.data.flush(request.slot * COOKIE_KINDS + COOKIE_REQUEST);
-    } else if (this.state.peerDisk === D.UpToDate && resource.link) {
-      request.flags |= F.NetOk;
     }
     if (resource.link && resource.log.isOpen(request.epoch)) {
       request.flags |= F.NetPending | F.WaitsForEpoch;
       this.counters.pending++;
       resource.flushes.push(request);
       resource.requestTurnEnd();
+    } else if (resource.link && this.state.peerDisk === D.UpToDate) {
+      // Everything the peer ever acknowledged is durable there already.
+      request.flags |= F.NetOk;
     }
     if (!request.has(F.LocalPending) && !request.has(F.NetPending)) resource.settleLater(request);
   }
@@ -1994,12 +2007,21 @@ export class Device implements BlockTarget {
       const { current, bitmap, history0, history1 } = identifiers;
       this.peerUuids = { ...this.peerUuids, current, bitmap, history0, history1 };
     }
+    const whole = { connection: C.Connected, disk: D.UpToDate, peerDisk: D.UpToDate } as const;
+    if (!asTarget) {
+      // State and identifiers at once: with the bitmap's identifier gone, only the loss of an UpToDate peer starts a
+      // new
+      // generation.
+      this.changeState(whole, 'hard');
+      metadata.writeSuperblock();
+      return;
+    }
     const link = this.resource.linkNumber;
     metadata.writeSuperblock((ok) => {
       // Durable before it is announced: a target that says it is UpToDate must still be so after a crash.
       if (!ok || link !== this.resource.linkNumber || this.state.connection <= C.Connected) return;
-      this.changeState({ connection: C.Connected, disk: D.UpToDate, peerDisk: D.UpToDate }, 'hard');
-      if (asTarget) this.resource.callHelper('after-resync-target', this.volume);
+      this.changeState(whole, 'hard');
+      this.resource.callHelper('after-resync-target', this.volume);
     });
   }
 

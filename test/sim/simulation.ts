@@ -192,7 +192,7 @@ export class Simulation {
 
   private note(line: string): void {
     this.log.push(line);
-    if (this.log.length > 3000) this.log.splice(0, 1000);
+    if (this.log.length > 30000) this.log.splice(0, 1000);
   }
 
   private say(text: string): void {
@@ -525,7 +525,8 @@ export class Simulation {
       }
     } else {
       this.say(`${head.name} crashes`);
-      const isOnlyCopy = leader.isRunning && leader.status.disk !== 'UpToDate';
+      const isOnlyCopy =
+        leader.isRunning && leader.status.role === 'Primary' && leader.status.disk !== 'UpToDate';
       head.crash();
       if (isOnlyCopy) {
         // The application goes on against a device that has just lost its data: start over with what is left.
