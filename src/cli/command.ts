@@ -14,7 +14,8 @@ export interface Environment extends Streams {
 
 /**
  * One file per command exports one of these. `register` declares name, arguments, options and help with examples, and
- * sets an action that resolves to the exit code (see docs/operating/exit-codes.md). Operator mistakes are thrown as OperatorError.
+ * sets an action that resolves to the exit code (see docs/operating/exit-codes.md). Operator mistakes are thrown as
+ * OperatorError.
  */
 export interface CliCommand {
   register(program: Command, environment: Environment, exit: (code: number) => void): void;

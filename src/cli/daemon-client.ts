@@ -1,10 +1,10 @@
-import { mkdirSync, readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { OperatorError } from '../base/errors.js';
 import { spawnDetached } from '../io/command.js';
-import { callJsonLines } from '../io/json-lines.js';
-import { daemonSocket, type Paths, pathsFrom } from '../io/paths.js';
+import { callJsonLines, JsonLinesClient } from '../io/json-lines.js';
+import { daemonSocket, daemonState, nfsSocket, type Paths, pathsFrom } from '../io/paths.js';
 import type { Environment } from './command.js';
 
 const START_TIMEOUT_MS = 15_000;
@@ -12,7 +12,8 @@ const START_TIMEOUT_MS = 15_000;
 export class DaemonNotRunning extends OperatorError {
   constructor(paths: Paths) {
     super(
-      `drbdts does not run on this head (nothing answers on ${daemonSocket(paths)}). Start a resource with: drbdts up RESOURCE`,
+      `drbdts does not run on this head (nothing answers on ${daemonSocket(paths)}). ` +
+        'Start a resource with: drbdts up RESOURCE',
       20,
       'daemon-not-running',
     );
@@ -36,23 +37,55 @@ export async function callDaemon<T>(
   options: CallOptions = {},
 ): Promise<T> {
   const paths = pathsFrom(environment.env);
-  if (options.start) await ensureDaemon(environment, paths);
+  if (options.start || (await hasLeftovers(paths))) await ensureDaemon(environment, paths);
+  const client = await connect(paths);
   const started = Date.now();
   const patience = setInterval(() => {
     environment.err(`still working on "${method}" (${Math.round((Date.now() - started) / 1000)} s) ...\n`);
   }, 2000);
   try {
-    return (await callJsonLines(daemonSocket(paths), method, params, options.timeoutMs ?? 60_000)) as T;
+    return (await client.call(method, params, options.timeoutMs ?? 60_000)) as T;
+  } finally {
+    clearInterval(patience);
+    client.close();
+  }
+}
+
+/**
+ * Nobody listening is told apart from a daemon that ends in the middle of a call: only the former means that there was
+ * nothing to stop.
+ */
+async function connect(paths: Paths): Promise<JsonLinesClient> {
+  try {
+    return await JsonLinesClient.connect(daemonSocket(paths));
   } catch (error) {
     if (isNotListening(error)) throw new DaemonNotRunning(paths);
     throw error;
-  } finally {
-    clearInterval(patience);
   }
 }
 
 function isNotListening(error: unknown): boolean {
   return error instanceof OperatorError && error.reason === 'unreachable';
+}
+
+/**
+ * Whether a daemon that died left something running or attached. Then every command starts a daemon that adopts it: to
+ * a stop script, "not running" would mean that this head no longer has the data in use.
+ */
+async function hasLeftovers(paths: Paths): Promise<boolean> {
+  // A daemon that ended with nothing left to adopt has removed the file.
+  if (existsSync(daemonState(paths))) return true;
+  return existsSync(nfsSocket(paths)) && (await isServed(nfsSocket(paths)));
+}
+
+async function isServed(socketPath: string): Promise<boolean> {
+  try {
+    (await JsonLinesClient.connect(socketPath)).close();
+    return true;
+  } catch (error) {
+    if (isNotListening(error)) return false;
+    throw error;
+  }
 }
 
 /** Starts the daemon unless it answers already, and waits until it does. */
@@ -75,7 +108,8 @@ export async function ensureDaemon(environment: Environment, paths: Paths): Prom
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
   throw new OperatorError(
-    `the drbdts daemon did not start (${ended ?? `no answer within ${START_TIMEOUT_MS / 1000} s`}); its log ends:\n${tail(logFile)}`,
+    `the drbdts daemon did not start (${ended ?? `no answer within ${START_TIMEOUT_MS / 1000} s`}); ` +
+      `its log ends:\n${tail(logFile)}`,
     20,
     'daemon-start-failed',
   );

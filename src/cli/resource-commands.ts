@@ -1,6 +1,7 @@
 import type { Command } from 'commander';
 import type { CliCommand, Environment } from './command.js';
 import { callDaemon } from './daemon-client.js';
+import { resolveFromConfig } from './metadata-config.js';
 
 /** A command that the daemon carries out on whole resources; the words and options are drbdadm's. */
 interface ResourceCommand {
@@ -10,7 +11,9 @@ interface ResourceCommand {
   readonly examples: readonly string[];
   /** Starts the daemon when it does not run. The others say how to start it. */
   readonly starts?: boolean;
-  /** A stop command on a head where nothing runs has nothing to do, and succeeds silently (stop scripts are idempotent). */
+  /**
+   * A stop command on a head where nothing runs has nothing to do, and succeeds silently (stop scripts are idempotent).
+   */
   readonly nothingToStop?: boolean;
   readonly timeoutMs?: number;
 }
@@ -75,6 +78,19 @@ const COMMANDS: readonly ResourceCommand[] = [
   },
 ];
 
+/**
+ * That nothing runs under a name does not make it a good name: a mistyped one must not look stopped.
+ * @throws OperatorError (1) when the configuration has no such resource for this host
+ */
+function checkResourceName(name: string, environment: Environment, configFile: string | undefined): void {
+  try {
+    resolveFromConfig(name, environment, configFile);
+  } catch (error) {
+    // A broken or missing configuration is no reason for a stop to fail.
+    if ((error as { reason?: string }).reason === 'not-defined') throw error;
+  }
+}
+
 function registerResourceCommand(
   row: ResourceCommand,
   program: Command,
@@ -96,16 +112,18 @@ function registerResourceCommand(
     for (const resource of resources) {
       try {
         answers.push(
-          await callDaemon(
+          ...(await callDaemon<object[]>(
             environment,
             row.name,
             { resource, ...(configFile ? { configFile } : {}), ...rest },
             { start: row.starts ?? false, timeoutMs: row.timeoutMs ?? 60_000 },
-          ),
+          )),
         );
       } catch (error) {
-        if (!(row.nothingToStop && (error as { reason?: string }).reason === 'daemon-not-running')) throw error;
-        answers.push({ resource, done: false, why: 'drbdts does not run on this head' });
+        const { reason } = error as { reason?: string };
+        if (!row.nothingToStop || (reason !== 'daemon-not-running' && reason !== 'not-up')) throw error;
+        checkResourceName(resource, environment, configFile as string | undefined);
+        answers.push({ resource, done: false, why: `${resource} is not up on this head` });
       }
     }
     if (json) environment.out(`${JSON.stringify(answers)}\n`);

@@ -22,7 +22,9 @@ function formatDuration(seconds: number): string {
 
 type Health = 'OK' | 'SYNCING' | 'DEGRADED' | 'UNUSABLE';
 
-/** Is the data safe? OK: two good copies. SYNCING: on the way there. DEGRADED: one good copy. UNUSABLE: none reachable. */
+/**
+ * Is the data safe? OK: two good copies. SYNCING: on the way there. DEGRADED: one good copy. UNUSABLE: none reachable.
+ */
 export function healthOf(resource: ResourceStatus): Health {
   const rank: readonly Health[] = ['OK', 'SYNCING', 'DEGRADED', 'UNUSABLE'];
   let worst: Health = 'OK';
@@ -49,7 +51,9 @@ export function adviceFor(resource: ResourceStatus): { readonly status: string; 
   if (resync) {
     const here = volume.diskState !== 'UpToDate';
     return {
-      status: `${here ? "This head's" : "The peer's"} copy is being brought up to date; until then there is one good copy.`,
+      status:
+        `${here ? "This head's" : "The peer's"} copy is being brought up to date; ` +
+        'until then there is one good copy.',
       action: `None; wait about ${formatDuration(resync.finishSeconds)}.`,
     };
   }
@@ -60,15 +64,22 @@ export function adviceFor(resource: ResourceStatus): { readonly status: string; 
     };
   if (resource.connectionState === 'StandAlone')
     return {
-      status: `This head does not talk to its peer: ${resource.reason || 'it was told to disconnect'}. ${formatBytes(outOfSync)} are out of sync.`,
+      status:
+        `This head does not talk to its peer: ${resource.reason || 'it was told to disconnect'}. ` +
+        `${formatBytes(outOfSync)} are out of sync.`,
       action: /split.brain/i.test(resource.reason)
-        ? `Choose the head whose changes are to be lost; there: drbdts connect --discard-my-data ${name}; here: drbdts connect ${name}`
+        ? `Choose the head whose changes are to be lost; there: drbdts connect --discard-my-data ${name}; ` +
+          `here: drbdts connect ${name}`
         : `drbdts connect ${name}`,
     };
   if (volume.peerDiskState !== 'UpToDate' && volume.diskState === 'UpToDate')
     return {
-      status: `${resource.role === 'Primary' ? 'Writes are on this head only' : 'The peer cannot be seen'}. ${formatBytes(outOfSync)} are out of sync.`,
-      action: `None; resync starts by itself when ${resource.peerName} returns. If it is gone for good: drbdts disconnect ${name}`,
+      status:
+        `${resource.role === 'Primary' ? 'Writes are on this head only' : 'The peer cannot be seen'}. ` +
+        `${formatBytes(outOfSync)} are out of sync.`,
+      action:
+        `None; resync starts by itself when ${resource.peerName} returns. ` +
+        `If it is gone for good: drbdts disconnect ${name}`,
     };
   if (volume.diskState !== 'UpToDate')
     return {
@@ -98,12 +109,14 @@ function renderVolume(resource: ResourceStatus, volume: VolumeStatus): string[] 
   const prefix = resource.devices.length > 1 ? `${volume.volume} ` : '';
   const lines = [
     `    ${prefix}local   ${volume.diskState.padEnd(14)} ${volume.backingDisk}`,
-    `    ${prefix}peer    ${volume.connectionState.padEnd(14)} ${resource.peerName} ${resource.peerAddress}   peer disk ${volume.peerDiskState}`,
+    `    ${prefix}peer    ${volume.connectionState.padEnd(14)} ${resource.peerName} ${resource.peerAddress}` +
+      `   peer disk ${volume.peerDiskState}`,
   ];
   if (volume.resync) {
     const { donePercent, leftBytes, totalBytes, speedBytesPerSecond, finishSeconds } = volume.resync;
     lines.push(
-      `    ${prefix}resync  ${donePercent.toFixed(1)} %   ${formatBytes(leftBytes)} of ${formatBytes(totalBytes)} left   ` +
+      `    ${prefix}resync  ${donePercent.toFixed(1)} %   ` +
+        `${formatBytes(leftBytes)} of ${formatBytes(totalBytes)} left   ` +
         `${formatBytes(speedBytesPerSecond)}/s   finish ${formatDuration(finishSeconds)}`,
     );
   }

@@ -88,13 +88,13 @@ export async function attachLoop(file: string, names: readonly string[]): Promis
  * @throws OperatorError (exit code 11, reason `in-use`) naming each holder, while anybody uses it
  */
 export async function detachDevice(device: BlockDevice): Promise<void> {
-  for (let attempt = 0; ; attempt++) {
+  for (let attempt = 0; isBound(device); attempt++) {
     if (!existsSync(device.node)) break;
     if (!isClaimed(device.node) && deviceHolders(device.node).length === 0) break;
     if (attempt >= RELEASE_ATTEMPTS || isMounted(device.node)) throw inUse(device);
     await new Promise((resolve) => setTimeout(resolve, RELEASE_PAUSE_MS));
   }
-  if (existsSync(device.node)) {
+  if (isBound(device)) {
     await run(device.kind === 'nbd' ? ['nbd-client', '-d', device.node] : ['losetup', '-d', device.node]);
     await waitUntilReleased(device);
   }
@@ -118,11 +118,19 @@ function inUse(device: BlockDevice): OperatorError {
   );
 }
 
+/** Whether the kernel still has the device; somebody may have taken it away by hand. */
+export function isBound(device: BlockDevice): boolean {
+  return existsSync(boundFile(device));
+}
+
+function boundFile(device: BlockDevice): string {
+  const name = device.node.split('/').pop()!;
+  return device.kind === 'nbd' ? `/sys/block/${name}/pid` : `/sys/block/${name}/loop/backing_file`;
+}
+
 /** losetup -d of a device that somebody still has open only marks it; it must really be gone. */
 async function waitUntilReleased(device: BlockDevice): Promise<void> {
-  const name = device.node.split('/').pop()!;
-  const bound = device.kind === 'nbd' ? `/sys/block/${name}/pid` : `/sys/block/${name}/loop/backing_file`;
-  for (let attempt = 0; existsSync(bound); attempt++) {
+  for (let attempt = 0; isBound(device); attempt++) {
     if (attempt >= RELEASE_ATTEMPTS) throw inUse(device);
     await new Promise((resolve) => setTimeout(resolve, RELEASE_PAUSE_MS));
   }

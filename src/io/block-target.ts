@@ -1,6 +1,7 @@
 /**
  * What the block front ends (NBD server, FUSE file) ask of the engine. The resource runtime implements it; tests may
- * implement it over a plain file. All of it is called on the engine's only thread; `complete` is never called from inside
+ * implement it over a plain file. All of it is called on the engine's only thread; `complete` is never called from
+ * inside
  * the call that started the request.
  */
 export interface BlockTarget {

@@ -1,6 +1,7 @@
 /**
  * The IP addresses of this host. Not `os.networkInterfaces()`: that leaves out interfaces without a carrier, and on two
- * heads with a cable between them the interface of the one loses its carrier when the other dies. Its address is no less
+ * heads with a cable between them the interface of the one loses its carrier when the other dies. Its address is no
+ * less
  * its own.
  */
 import { readFileSync } from 'node:fs';

@@ -1,6 +1,8 @@
 import { join } from 'node:path';
 
-/** Where a head keeps its sockets, logs and state. Every part can be moved, so that several heads fit on one machine. */
+/**
+ * Where a head keeps its sockets, logs and state. Every part can be moved, so that several heads fit on one machine.
+ */
 export interface Paths {
   /** Sockets and what must not survive a reboot. `DRBDTS_RUN_DIR`, default /run/drbdts. */
   readonly runDirectory: string;
@@ -22,9 +24,13 @@ export function pathsFrom(env: Readonly<Record<string, string | undefined>>): Pa
 }
 
 export const daemonSocket = (paths: Paths) => join(paths.runDirectory, 'daemon.sock');
+/** What a running daemon wrote down for the next one, should it die: engines and devices. */
+export const daemonState = (paths: Paths) => join(paths.runDirectory, 'daemon-state.json');
 export const engineSocket = (paths: Paths, resource: string) => join(paths.runDirectory, `engine-${resource}.sock`);
 export const nfsSocket = (paths: Paths) => join(paths.runDirectory, 'nfs.sock');
-/** The Unix socket on which an engine serves a volume over NBD; the export is called `RESOURCE` or `RESOURCE/VOLUME`. */
+/**
+ * The Unix socket on which an engine serves a volume over NBD; the export is called `RESOURCE` or `RESOURCE/VOLUME`.
+ */
 export const nbdSocket = (paths: Paths, resource: string) => join(paths.runDirectory, `nbd-${resource}.sock`);
 /** The folder in which an engine shows volume N as a file (FUSE), to be a loop device's backing. */
 export const fuseDirectory = (paths: Paths, resource: string, volume: number) =>

@@ -8,22 +8,23 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Logger } from 'pino';
 import { OperatorError } from '../base/errors.js';
-import { attachLoop, attachNbd, type BlockDevice, detachDevice, kernelNbdUsable } from '../io/block-device.js';
+import { attachLoop, attachNbd, type BlockDevice, detachDevice, isBound, kernelNbdUsable } from '../io/block-device.js';
 import { runCommand, spawnDetached } from '../io/command.js';
 import { deviceHolders } from '../io/device-use.js';
 import { callJsonLines, type JsonHandlers } from '../io/json-lines.js';
-import { daemonSocket, engineSocket, fuseDirectory, nbdSocket, type Paths } from '../io/paths.js';
+import { daemonSocket, daemonState, engineSocket, fuseDirectory, nbdSocket, type Paths } from '../io/paths.js';
 import { formatProc, type ProcDevice } from '../replication/proc-text.js';
 import { loadExports, loadResource, resourceNames } from './configuration.js';
-import type { EngineOptions } from './engine-options.js';
+import { checkNbdListen, type EngineOptions } from './engine-options.js';
 import { NfsServer } from './nfs-supervisor.js';
-import type { ResourceStatus } from './status.js';
+import { type ResourceStatus, statusWithoutEngine } from './status.js';
 
 const ENGINE_START_TIMEOUT_MS = 30_000;
 const ENGINE_CALL_TIMEOUT_MS = 30_000;
 /** Promotion may wait for the peer's answer and for the old Primary to be found dead. */
 const ROLE_TIMEOUT_MS = 90_000;
 const ENGINE_STOP_TIMEOUT_MS = 20_000;
+const STATUS_TIMEOUT_MS = 5000;
 const POLL_MS = 25;
 
 interface EngineHandle {
@@ -62,7 +63,7 @@ export class Daemon {
   readonly handlers: JsonHandlers = {
     version: () => ({ pid: process.pid }),
     up: (params) => this.forEach(params as Params, (name, p) => this.up(name, p)),
-    down: (params) => this.forEach(params as Params, (name) => this.down(name)),
+    down: (params) => this.forEach(params as Params, (name, p) => this.down(name, p)),
     primary: (params) => this.forEach(params as Params, (name, p) => this.primary(name, p)),
     secondary: (params) => this.forEach(params as Params, (name) => this.secondary(name)),
     connect: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'connect', p)),
@@ -80,36 +81,32 @@ export class Daemon {
   async adopt(): Promise<void> {
     const saved = this.readState();
     for (const [name, { pid, options }] of Object.entries(saved.engines)) {
+      let ended: string | undefined;
       try {
         await callJsonLines(engineSocket(this.paths, name), 'ping', {}, 2000);
       } catch (error) {
-        this.log.warn({ resource: name, pid, err: error }, 'the engine of an earlier daemon is gone');
-        continue;
+        // One that is there and does not answer is not gone: it still holds the disk.
+        if ((error as OperatorError).reason !== 'timeout') ended = 'while no daemon ran';
+        this.log.warn({ resource: name, pid, err: error }, 'the engine of an earlier daemon does not answer');
       }
-      this.engines.set(name, { name, options, pid, ended: undefined });
-      this.log.info({ resource: name, pid }, 'adopted a running engine');
+      this.engines.set(name, { name, options, pid, ended });
+      if (ended === undefined) this.log.info({ resource: name, pid }, 'adopted a running engine');
     }
     for (const [key, device] of Object.entries(saved.devices)) this.devices.set(key, device);
     await this.nfs.adopt();
   }
 
-  private statePath(): string {
-    return join(this.paths.runDirectory, 'daemon-state.json');
-  }
-
   private readState(): SavedState {
-    if (!existsSync(this.statePath())) return { engines: {}, devices: {} };
-    return JSON.parse(readFileSync(this.statePath(), 'utf8')) as SavedState;
+    if (!existsSync(daemonState(this.paths))) return { engines: {}, devices: {} };
+    return JSON.parse(readFileSync(daemonState(this.paths), 'utf8')) as SavedState;
   }
 
   private saveState(): void {
     const engines = Object.fromEntries(
-      [...this.engines.values()]
-        .filter((engine) => engine.ended === undefined)
-        .map((engine) => [engine.name, { pid: engine.pid, options: engine.options }]),
+      [...this.engines.values()].map((engine) => [engine.name, { pid: engine.pid, options: engine.options }]),
     );
     const state: SavedState = { engines, devices: Object.fromEntries(this.devices) };
-    writeFileSync(this.statePath(), JSON.stringify(state), { mode: 0o600 });
+    writeFileSync(daemonState(this.paths), JSON.stringify(state), { mode: 0o600 });
   }
 
   /** Runs `action` for the named resource, or for `all`; changes of one resource never overlap. */
@@ -134,26 +131,69 @@ export class Daemon {
     return results;
   }
 
-  private engine(name: string): EngineHandle {
+  private engine(name: string, configFile?: string): EngineHandle {
     const engine = this.engines.get(name);
-    if (!engine)
+    if (!engine) {
+      this.checkName(name, configFile);
       throw new OperatorError(
         `resource ${name} is not up on this head. Start it with: drbdts up ${name}`,
         10,
         'not-up',
       );
-    if (engine.ended !== undefined)
-      throw new OperatorError(
-        `the engine of ${name} ended (${engine.ended}); see ${this.engineLog(name)}. Start it again with: drbdts up ${name}`,
-        20,
-        'engine-ended',
-      );
+    }
+    if (!this.isAlive(name)) throw this.engineEnded(engine);
     return engine;
   }
 
-  private call<T>(name: string, method: string, params: Params = {}, timeoutMs = ENGINE_CALL_TIMEOUT_MS): Promise<T> {
-    this.engine(name);
-    return callJsonLines(engineSocket(this.paths, name), method, params, timeoutMs) as Promise<T>;
+  /**
+   * A name that is in no configuration is a typing mistake, which `up` would not mend; nor must it look stopped.
+   * @throws OperatorError (1)
+   */
+  private checkName(name: string, configFile: string | undefined): void {
+    try {
+      loadResource(this.env, configFile, name);
+    } catch (error) {
+      // A broken configuration is no reason for a stop to fail.
+      if ((error as OperatorError).reason === 'not-defined') throw error;
+    }
+  }
+
+  private isAlive(name: string): boolean {
+    const engine = this.engines.get(name);
+    if (!engine || engine.ended !== undefined) return false;
+    // Of an adopted engine nobody tells us when it ends.
+    if (!isRunning(engine.pid)) this.lost(engine, 'killed or crashed');
+    return engine.ended === undefined;
+  }
+
+  private lost(engine: EngineHandle, how: string): void {
+    engine.ended = how;
+    this.log.error({ resource: engine.name, pid: engine.pid, how }, 'an engine ended');
+  }
+
+  private engineEnded({ name, ended }: EngineHandle): OperatorError {
+    return new OperatorError(
+      `the engine of ${name} ended (${ended}); see ${this.engineLog(name)}. Start it again with: drbdts up ${name}`,
+      20,
+      'engine-ended',
+    );
+  }
+
+  private async call<T>(
+    name: string,
+    method: string,
+    params: Params = {},
+    timeoutMs = ENGINE_CALL_TIMEOUT_MS,
+  ): Promise<T> {
+    const engine = this.engine(name, params['configFile'] as string | undefined);
+    try {
+      return (await callJsonLines(engineSocket(this.paths, name), method, params, timeoutMs)) as T;
+    } catch (error) {
+      // To the command line "unreachable" would be this daemon.
+      if ((error as OperatorError).reason !== 'unreachable') throw error;
+      if (engine.ended === undefined) this.lost(engine, 'in the middle of a call');
+      throw this.engineEnded(engine);
+    }
   }
 
   private forward(name: string, method: string, params: Params): Promise<unknown> {
@@ -165,10 +205,13 @@ export class Daemon {
   }
 
   private async up(name: string, params: Params): Promise<unknown> {
-    const running = this.engines.get(name);
-    if (running && running.ended === undefined) {
-      // Already up: see to it that disk and connection are there too, as adjust would.
-      return this.call(name, 'adjust');
+    if (params['nbdListen'] !== undefined) checkNbdListen(params['nbdListen']);
+    if (this.isAlive(name)) {
+      try {
+        return await this.adjust(name, params);
+      } catch (error) {
+        if ((error as OperatorError).reason !== 'engine-ended') throw error;
+      }
     }
     const { resource, warnings } = loadResource(this.env, params['configFile'] as string | undefined, name);
     for (const warning of warnings) this.log.warn({ resource: name }, warning);
@@ -186,20 +229,30 @@ export class Daemon {
     const child = await spawnDetached(fileURLToPath(new URL('./engine-main.js', import.meta.url)), [name], {
       logFile,
       input: JSON.stringify(options),
-      // The engine's heap is small; the pool is outside of it. A young generation that is collected rarely keeps pauses off.
+      // The engine's heap is small; the pool is outside of it. A young generation that is collected rarely keeps
+      // pauses off.
       nodeOptions: ['--max-old-space-size=256', '--max-semi-space-size=8'],
     });
     const engine: EngineHandle = { name, options, pid: child.pid, ended: undefined };
-    void child.exited.then((how) => {
-      engine.ended = how;
-      this.log.error({ resource: name, pid: child.pid, how }, 'an engine ended');
-      this.saveState();
-    });
+    void child.exited.then((how) => this.lost(engine, how));
     await this.waitForEngine(engine, logFile);
     this.engines.set(name, engine);
     this.saveState();
     this.log.info({ resource: name, pid: child.pid }, 'engine started');
     return { resource: name, done: true };
+  }
+
+  /** Already up: see to it that disk and connection are there too, and that what was asked for is what runs. */
+  private adjust(name: string, params: Params): Promise<unknown> {
+    const { nbdListen } = this.engine(name).options;
+    if (params['nbdListen'] !== undefined && params['nbdListen'] !== nbdListen)
+      throw new OperatorError(
+        `${name} is up already, ${nbdListen === undefined ? 'without --nbd-listen' : `with --nbd-listen ${nbdListen}`}. ` +
+          `To change that: drbdts down ${name}, then up again`,
+        11,
+        'is-up',
+      );
+    return this.call(name, 'adjust');
   }
 
   private async waitForEngine(engine: EngineHandle, logFile: string): Promise<void> {
@@ -258,17 +311,18 @@ export class Daemon {
     this.saveState();
   }
 
-  private async down(name: string): Promise<unknown> {
+  private async down(name: string, params: Params = {}): Promise<unknown> {
     const engine = this.engines.get(name);
-    if (!engine || engine.ended !== undefined) {
-      if (engine)
-        await this.cleanUpAfter(
-          name,
-          engine.options.resource.volumes.map((volume) => volume.number),
-        );
+    if (!engine) {
+      this.checkName(name, params['configFile'] as string | undefined);
+      return { resource: name, done: false };
+    }
+    if (!this.isAlive(name)) {
+      await this.cleanUpAfter(name, volumeNumbers(engine));
       this.engines.delete(name);
       this.saveState();
-      return { resource: name, done: engine !== undefined };
+      this.stopIfIdle();
+      return { resource: name, done: true };
     }
     await this.releaseDevices(name);
     await this.call(name, 'down', {}, ROLE_TIMEOUT_MS);
@@ -282,8 +336,12 @@ export class Daemon {
     }
     this.engines.delete(name);
     this.saveState();
-    if (this.engines.size === 0 && !this.nfs.isRunning) setImmediate(() => this.stop());
+    this.stopIfIdle();
     return { resource: name, done: true };
+  }
+
+  private stopIfIdle(): void {
+    if (this.engines.size === 0 && !this.nfs.isRunning) setImmediate(() => this.stop());
   }
 
   private async primary(name: string, params: Params): Promise<unknown> {
@@ -299,6 +357,12 @@ export class Daemon {
   }
 
   private async secondary(name: string): Promise<unknown> {
+    const engine = this.engines.get(name);
+    if (engine && !this.isAlive(name)) {
+      // A dead engine is no Primary any more; what is left of it must not stay in use.
+      await this.cleanUpAfter(name, volumeNumbers(engine));
+      return { resource: name, done: true };
+    }
     await this.releaseDevices(name);
     await this.call(name, 'secondary', {}, ROLE_TIMEOUT_MS);
     return { resource: name, done: true };
@@ -306,7 +370,8 @@ export class Daemon {
 
   private async attachDevice(name: string, volume: number): Promise<void> {
     const key = `${name}/${volume}`;
-    if (this.devices.has(key)) return;
+    const known = this.devices.get(key);
+    if (known && isBound(known)) return;
     const { options } = this.engine(name);
     const minor = options.resource.volumes.find((one) => one.number === volume)!.minor;
     const names = [`/dev/drbd${minor}`, `/dev/drbd/by-res/${name}/${volume}`];
@@ -341,7 +406,7 @@ export class Daemon {
     const names = resource && resource !== 'all' ? [resource] : [...this.engines.keys()];
     const all: ResourceStatus[] = [];
     for (const name of names) {
-      const status = await this.call<ResourceStatus>(name, 'status', {}, 5000);
+      const status = await this.engineStatus(name);
       all.push({
         ...status,
         devices: status.devices.map((volume) => ({
@@ -351,6 +416,17 @@ export class Daemon {
       });
     }
     return all;
+  }
+
+  /** What the engine says; of one that cannot be asked, what is known without it. */
+  private async engineStatus(name: string): Promise<ResourceStatus> {
+    try {
+      return await this.call<ResourceStatus>(name, 'status', {}, STATUS_TIMEOUT_MS);
+    } catch (error) {
+      const engine = this.engines.get(name);
+      if (!engine) throw error;
+      return statusWithoutEngine(engine.options.resource, (error as Error).message, engine.ended !== undefined);
+    }
   }
 
   /** One text for all minors, as the kernel's /proc/drbd. */
@@ -377,9 +453,13 @@ export class Daemon {
 
   /** Removes this daemon's own socket and, when nothing is left to adopt, its state. */
   leave(): void {
-    if (this.engines.size === 0) rmSync(this.statePath(), { force: true });
+    if (this.engines.size === 0 && this.devices.size === 0) rmSync(daemonState(this.paths), { force: true });
     rmSync(daemonSocket(this.paths), { force: true });
   }
+}
+
+function volumeNumbers(engine: EngineHandle): number[] {
+  return engine.options.resource.volumes.map((volume) => volume.number);
 }
 
 function isRunning(pid: number): boolean {

@@ -1,3 +1,4 @@
+import { OperatorError } from '../base/errors.js';
 import type { ResolvedResource } from '../config/resource.js';
 
 /** What the daemon hands an engine on its standard input, as JSON. */
@@ -8,4 +9,13 @@ export interface EngineOptions {
   readonly nbdSocket: string;
   /** `HOST:PORT` to serve NBD over TCP too. */
   readonly nbdListen?: string;
+}
+
+/** Splits `HOST:PORT` or `[HOST]:PORT`. @throws OperatorError (1) when it is neither */
+export function checkNbdListen(where: unknown): { readonly host: string; readonly port: number } {
+  const match = /^(?:\[([^\]]+)\]|([^:]+)):(\d{1,5})$/.exec(String(where));
+  const port = Number(match?.[3]);
+  if (!match || port < 1 || port > 65535)
+    throw new OperatorError(`NBD address ${String(where)}: expected HOST:PORT or [HOST]:PORT`, 1, 'usage');
+  return { host: match[1] ?? match[2]!, port };
 }

@@ -1,6 +1,8 @@
 /**
- * The block engine of one resource: the ring, the disks, the replication runtime, and the front ends over it (NBD server,
- * FUSE file). Obeys the daemon over its control socket. Never touches the mounted tree: the kernel writes that tree back
+ * The block engine of one resource: the ring, the disks, the replication runtime, and the front ends over it (NBD
+ * server,
+ * FUSE file). Obeys the daemon over its control socket. Never touches the mounted tree: the kernel writes that tree
+ * back
  * through here.
  */
 import { randomBytes } from 'node:crypto';
@@ -10,8 +12,8 @@ import type { MetaDisk } from '../config/drbd-conf.js';
 import type { ResolvedVolume } from '../config/resource.js';
 import type { JsonHandlers } from '../io/json-lines.js';
 import type { BlockFile, OpenFileOptions, Ring } from '../io/ring.js';
-import { StateResult } from '../replication/state.js';
-import type { EngineOptions } from './engine-options.js';
+import { STATE_RESULT_TEXT, StateResult } from '../replication/state.js';
+import { checkNbdListen, type EngineOptions } from './engine-options.js';
 import { FuseFile } from './fuse-file.js';
 import { NbdServer } from './nbd-server.js';
 import { runtimeOptions } from './resource-options.js';
@@ -86,10 +88,9 @@ export class Engine {
   }
 
   private listenTcp(where: string): void {
-    const match = /^\[?(.*?)\]?:(\d+)$/.exec(where);
-    if (!match) throw new OperatorError(`NBD address ${where}: expected HOST:PORT`, 1, 'usage');
+    const { host, port } = checkNbdListen(where);
     try {
-      this.nbd.listenTcp(match[1]!, Number(match[2]));
+      this.nbd.listenTcp(host, port);
     } catch (error) {
       throw new OperatorError(`cannot serve NBD on ${where}: ${(error as Error).message}`, 20, 'bind');
     }
@@ -109,9 +110,7 @@ export class Engine {
       ),
     disconnect: (params) =>
       this.admin('disconnect', (done) => this.runtime.disconnect((params as Params)['force'] === true, done)),
-    attach: async () => {
-      for (const volume of this.options.resource.volumes) await this.attach(volume);
-    },
+    attach: () => this.attachAll(),
     detach: (params) =>
       this.eachVolume('detach', (volume, done) =>
         this.runtime.detach(volume, (params as Params)['force'] === true, done),
@@ -143,21 +142,28 @@ export class Engine {
 
   private refusal(what: string, code: StateResult, reason: string): OperatorError {
     const { name } = this.options.resource;
-    const [exitCode, hint] = this.hintFor(code);
+    const [exitCode, hint] = this.hintFor(what, code);
+    const text = reason || STATE_RESULT_TEXT[code];
     return new OperatorError(
-      `${name}: ${what}: State change failed: (${code}) ${reason}${hint ? `\n${hint}` : ''}`,
+      `${name}: ${what}: State change failed: (${code}) ${text}${hint ? `\n${hint}` : ''}`,
       exitCode,
       `state${code}`,
     );
   }
 
   /** drbdsetup's exit codes, and what to do next. */
-  private hintFor(code: StateResult): readonly [number, string] {
+  private hintFor(what: string, code: StateResult): readonly [number, string] {
     const { name, peer } = this.options.resource;
     switch (code) {
       case StateResult.TwoPrimaries:
         return [11, `${peer.host} is Primary. There first: drbdts secondary ${name}`];
       case StateResult.NoUpToDateDisk:
+        if (what !== 'primary')
+          return [
+            17,
+            `This head is Primary and no other copy is good. Wait until both are UpToDate (drbdts status ${name}), ` +
+              `or let go of the role first: drbdts secondary ${name}`,
+          ];
         return [
           17,
           `If both disks are new, choose the head with the good data and there: drbdts primary --force ${name}\n` +
@@ -210,6 +216,23 @@ export class Engine {
     if (metaDisk.kind === 'internal') return data;
     // Indexed metadata of several resources shares one device; each engine owns its slot only.
     return this.openFile(metaDisk.path, 'metadata disk', { ...options, exclusive: metaDisk.kind !== 'indexed' });
+  }
+
+  /** Attaches what has no disk. @throws OperatorError (10) when every volume has one, as DRBD's code 124 */
+  private async attachAll(): Promise<object> {
+    const { name, volumes } = this.options.resource;
+    const status = this.runtime.status();
+    const diskless = volumes.filter(
+      (volume) => status.volumes.find((one) => one.number === volume.number)?.disk === 'Diskless',
+    );
+    if (diskless.length === 0)
+      throw new OperatorError(
+        `${name}: Failure: (124) Device is attached to a disk (use detach first)`,
+        10,
+        'attached',
+      );
+    for (const volume of diskless) await this.attach(volume);
+    return { resource: name, done: true };
   }
 
   private async attach(volume: ResolvedVolume): Promise<object> {

@@ -69,7 +69,9 @@ export class FuseFile implements ConnectionHandler, BlockFront {
   private readonly offsets = new Float64Array(MAX_REQUESTS);
   private readonly free = new Int32Array(MAX_REQUESTS);
   private freeCount = MAX_REQUESTS;
-  /** Reads that found the pool empty, oldest first; tried again whenever a request ends. Never more than MAX_REQUESTS. */
+  /**
+   * Reads that found the pool empty, oldest first; tried again whenever a request ends. Never more than MAX_REQUESTS.
+   */
   private readonly starved: number[] = [];
   private openReaders = 0;
   private openWriters = 0;

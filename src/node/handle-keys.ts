@@ -1,5 +1,6 @@
 /**
- * The keys that sign file handles. They lie in the filesystem that the handles are about: it is replicated, so whichever
+ * The keys that sign file handles. They lie in the filesystem that the handles are about: it is replicated, so
+ * whichever
  * head mounts it has the same keys, and a client's handles stay good.
  */
 import { mkdir, open, readFile, rename, stat } from 'node:fs/promises';
@@ -21,7 +22,8 @@ export async function mountPointOf(path: string): Promise<string> {
 }
 
 /**
- * The keys of the filesystem mounted at `root`, one line each, the signing one first; made if there are none yet. Only root may read
+ * The keys of the filesystem mounted at `root`, one line each, the signing one first; made if there are none yet. Only
+ * root may read
  * them. Nothing is held open afterwards.
  * @throws OperatorError (10) for a file without keys; Error of node:fs if it can be neither read nor made
  */

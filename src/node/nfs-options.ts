@@ -17,7 +17,8 @@ export interface NfsOptions {
    */
   readonly portmap?: 'auto' | 'register' | 'own' | 'none';
   /**
-   * Keys of file handles, 32 hexadecimal digits each: the first signs, all are accepted. Default: each tree has its own,
+   * Keys of file handles, 32 hexadecimal digits each: the first signs, all are accepted. Default: each tree has its
+   * own,
    * in `.drbdts/nfs-handle-keys` at the root of its filesystem, which is replicated; made when it is first served.
    */
   readonly handleKeys?: readonly string[];

@@ -82,7 +82,8 @@ export interface ResourceStatus {
 }
 
 /**
- * The production driver of one resource: makes and accepts the connections that the pure machine asks for, hands it time
+ * The production driver of one resource: makes and accepts the connections that the pure machine asks for, hands it
+ * time
  * and turns, and offers the engine one BlockTarget per volume. Knows no clock: `tick` is called every 100 ms or less.
  */
 export class ResourceRuntime implements Connector {

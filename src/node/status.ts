@@ -1,3 +1,5 @@
+import type { ResolvedResource } from '../config/resource.js';
+
 /** What `drbdts status --json` prints per resource; the daemon gathers it from the engines. Sizes in bytes. */
 export interface ResourceStatus {
   readonly name: string;
@@ -10,6 +12,10 @@ export interface ResourceStatus {
   /** Why it is StandAlone or not connected, in a sentence; empty when there is nothing to say. */
   readonly reason: string;
   readonly peerAddress: string;
+  /** Why the engine cannot be asked; everything that only it knows is then `Unknown`, `DUnknown` or 0. */
+  readonly engineFault?: string;
+  /** With `engineFault`: it has ended, rather than being slow. */
+  readonly engineEnded?: boolean;
   readonly suspended: boolean;
   readonly writeOrdering: string;
   readonly devices: readonly VolumeStatus[];
@@ -53,3 +59,40 @@ export interface VolumeCounters {
   readonly unacknowledged: number;
   readonly applicationPending: number;
 }
+
+/** What a head knows of a resource whose engine cannot be asked. */
+export function statusWithoutEngine(resource: ResolvedResource, fault: string, ended: boolean): ResourceStatus {
+  const { self, peer } = resource;
+  return {
+    name: resource.name,
+    role: 'Unknown',
+    peerRole: 'Unknown',
+    nodeName: self.host,
+    peerName: peer.host,
+    connectionState: 'Unknown',
+    reason: fault,
+    peerAddress: `${peer.address.host}:${peer.address.port}`,
+    engineFault: fault,
+    engineEnded: ended,
+    suspended: false,
+    writeOrdering: 'none',
+    devices: resource.volumes.map((volume) => ({
+      volume: volume.number,
+      minor: volume.minor,
+      device: '',
+      backingDisk: volume.disk,
+      connectionState: 'Unknown',
+      diskState: 'DUnknown',
+      peerDiskState: 'DUnknown',
+      sizeBytes: 0,
+      outOfSyncBytes: 0,
+      counters: NO_COUNTERS,
+      generationIdentifiers: [],
+    })),
+  };
+}
+
+const NO_COUNTERS: VolumeCounters = {
+  ...{ sentKiB: 0, receivedKiB: 0, writtenKiB: 0, readKiB: 0, activityLogWrites: 0 },
+  ...{ localPending: 0, peerPending: 0, unacknowledged: 0, applicationPending: 0 },
+};

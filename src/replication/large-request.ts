@@ -39,7 +39,8 @@ export class LargeZero implements BlockFront {
 }
 
 /**
- * A read or write that is longer than a packet may be (1 MiB), cut into pieces. A pool block cannot be referenced in its
+ * A read or write that is longer than a packet may be (1 MiB), cut into pieces. A pool block cannot be referenced in
+ * its
  * middle, so the bytes go through blocks of their own; requests of this size are rare and not bound by the copy.
  */
 export class LargeTransfer implements BlockFront {

@@ -63,7 +63,8 @@ export interface MetadataHooks {
   /** An activity log transaction is durable. */
   committed(): void;
   /**
-   * Whether data written to these extents (`bitsCleared`: to any) may still lie in the data disk's volatile cache. Then a
+   * Whether data written to these extents (`bitsCleared`: to any) may still lie in the data disk's volatile cache.
+   * Then a
    * power loss would change blocks that nothing marks any more.
    */
   needsFlush(evictedExtents: readonly number[], bitsCleared: boolean): boolean;
@@ -380,7 +381,9 @@ export class MetadataStore {
     if (!this.jobBusy) this.startJob();
   }
 
-  /** One job at a time: two writes of one page are never in flight together, and an empty job waits for those before. */
+  /**
+   * One job at a time: two writes of one page are never in flight together, and an empty job waits for those before.
+   */
   private startJob(): void {
     const job = this.jobs.shift();
     if (!job) return;

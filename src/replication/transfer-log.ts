@@ -6,7 +6,8 @@ import type { Request } from './request.js';
 const EPOCH_RING = 65536;
 
 /**
- * The replicated writes the peer has not yet made durable, oldest first, cut into epochs. One log per connection, shared
+ * The replicated writes the peer has not yet made durable, oldest first, cut into epochs. One log per connection,
+ * shared
  * by its volumes. A write enters when it is sent and leaves when the peer acknowledges the barrier behind it.
  * @see DRBD 8.4 drbd_main.c tl_release, tl_clear; drbd_req.c
  */
