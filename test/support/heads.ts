@@ -4,7 +4,7 @@
  * at once, as a power failure would. Needs root. Nothing is left behind by `destroy`, nor when this process is killed:
  * the machines' first processes die with it.
  */
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -16,6 +16,7 @@ export interface Result {
 }
 
 export const VIP = '10.96.20.8';
+const PROBE_TIMEOUT_MS = 3000;
 
 const GLOBAL_COMMON = `global { usage-count no; }
 common {
@@ -287,12 +288,18 @@ export class Cluster {
   }
 }
 
-/** Frees the loop devices of killed heads: their backing file was a FUSE file that is gone with its engine. */
+/**
+ * Frees the loop devices of killed heads: their backing file was a FUSE file that is gone with its engine. Those of heads
+ * that live, of other clusters on this machine, still answer and are left alone.
+ */
 export function releaseLoopDevices(): void {
   const rows = execFileSync('losetup', ['-l', '-n', '-O', 'NAME,BACK-FILE'], { encoding: 'utf8' }).trim().split('\n');
   for (const row of rows) {
     const [device, ...file] = row.trim().split(/\s+/);
-    if (!device || !/(^|\/fuse-[\w.-]+-\d+)\/device$/.test(file.join(' '))) continue;
-    if (existsSync(device)) execFileSync('losetup', ['-d', device]);
+    if (!device || !existsSync(device) || !/(^|\/fuse-[\w.-]+-\d+)\/device$/.test(file.join(' '))) continue;
+    const probe = [`if=${device}`, 'of=/dev/null', 'bs=4096', 'count=1', 'iflag=direct'];
+    if (spawnSync('dd', probe, { timeout: PROBE_TIMEOUT_MS }).status === 0) continue;
+    // Somebody who cleans up at the same time may have been faster.
+    spawnSync('losetup', ['-d', device]);
   }
 }
