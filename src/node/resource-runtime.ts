@@ -1,4 +1,5 @@
 import type { BlockTarget } from '../io/block-target.js';
+import { withContract } from '../io/disk-contract.js';
 import type { Connection, ConnectionHandler, Listener, Memory, Network } from '../io/ring.js';
 import type { AdminDone, Device, DiskDoors, VolumeOptions } from '../replication/device.js';
 import type { Mutations, ResourceEvent } from '../replication/effects.js';
@@ -146,7 +147,9 @@ export class ResourceRuntime implements Connector {
   /** Attaches the disk of a volume. The files belong to the runtime from now on; it closes them. */
   attach(volume: number, doors: DiskDoors, done: AdminDone): void {
     this.device(volume);
-    this.resource.attach(volume, doors, done);
+    const data = withContract(doors.data);
+    const meta = doors.meta === doors.data ? data : withContract(doors.meta);
+    this.resource.attach(volume, { ...doors, data, meta }, done);
   }
 
   detach(volume: number, force: boolean, done: AdminDone): void {
