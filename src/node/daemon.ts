@@ -3,7 +3,7 @@
  * and answers the command line. It never touches a disk or the mounted tree itself: whatever could block on them is a
  * process or a command with a time limit.
  */
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Logger } from 'pino';
@@ -226,6 +226,7 @@ export class Daemon {
       ...(typeof params['nbdListen'] === 'string' ? { nbdListen: params['nbdListen'] } : {}),
     };
     const logFile = this.engineLog(name);
+    const logStart = existsSync(logFile) ? statSync(logFile).size : 0;
     const child = await spawnDetached(fileURLToPath(new URL('./engine-main.js', import.meta.url)), [name], {
       logFile,
       input: JSON.stringify(options),
@@ -235,7 +236,7 @@ export class Daemon {
     });
     const engine: EngineHandle = { name, options, pid: child.pid, ended: undefined };
     void child.exited.then((how) => this.lost(engine, how));
-    await this.waitForEngine(engine, logFile);
+    await this.waitForEngine(engine, logStart);
     this.engines.set(name, engine);
     this.saveState();
     this.log.info({ resource: name, pid: child.pid }, 'engine started');
@@ -255,7 +256,7 @@ export class Daemon {
     return this.call(name, 'adjust');
   }
 
-  private async waitForEngine(engine: EngineHandle, logFile: string): Promise<void> {
+  private async waitForEngine(engine: EngineHandle, logStart: number): Promise<void> {
     for (const deadline = Date.now() + ENGINE_START_TIMEOUT_MS; Date.now() < deadline; ) {
       if (existsSync(engine.options.controlSocket)) {
         try {
@@ -265,19 +266,23 @@ export class Daemon {
           if ((error as OperatorError).reason !== 'unreachable') throw error;
         }
       }
-      if (engine.ended !== undefined) throw this.startFailure(engine.name, logFile, engine.ended);
+      if (engine.ended !== undefined) throw this.startFailure(engine.name, logStart, engine.ended);
       await new Promise((resolve) => setTimeout(resolve, POLL_MS));
     }
     process.kill(engine.pid, 'SIGKILL');
-    throw this.startFailure(engine.name, logFile, `no answer within ${ENGINE_START_TIMEOUT_MS / 1000} s`);
+    throw this.startFailure(engine.name, logStart, `no answer within ${ENGINE_START_TIMEOUT_MS / 1000} s`);
   }
 
-  /** The engine writes why it refuses to start as its last line: {"fatal": sentence, "exitCode": n, "reason": word}. */
-  private startFailure(name: string, logFile: string, how: string): OperatorError {
-    const lines = readFileSync(logFile, 'utf8').trimEnd().split('\n');
-    const last = lines.at(-1) ?? '';
-    if (last.startsWith('{"fatal":')) {
-      const { fatal, exitCode, reason } = JSON.parse(last) as { fatal: string; exitCode: number; reason: string };
+  /**
+   * The engine writes why it refuses to start as one line: {"fatal": sentence, "exitCode": n, "reason": word}. Lines of its
+   * log may come after it.
+   */
+  private startFailure(name: string, logStart: number, how: string): OperatorError {
+    const logFile = this.engineLog(name);
+    const lines = readFileSync(logFile).subarray(logStart).toString('utf8').trimEnd().split('\n');
+    const refusal = lines.find((line) => line.startsWith('{"fatal":'));
+    if (refusal !== undefined) {
+      const { fatal, exitCode, reason } = JSON.parse(refusal) as { fatal: string; exitCode: number; reason: string };
       return new OperatorError(fatal, exitCode, reason);
     }
     return new OperatorError(

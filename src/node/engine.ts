@@ -31,6 +31,39 @@ const SECTOR_BYTES = 512;
 const CLOSE_POLL_MS = 10;
 const CLOSE_LIMIT_MS = 10_000;
 
+/** Reason of a refused attach, DRBD's number for it (drbd-utils drbdsetup.c error_messages), what to do. */
+const ATTACH_FAILURES: readonly (readonly [reason: RegExp, number: number, hint: string])[] = [
+  [
+    /^No valid meta data found/,
+    119,
+    'No metadata there. If this disk is new to DRBD, make it with: drbdts create-md NAME\n' +
+      'If it is not new, compare disk and meta-disk of the configuration: drbdts dump NAME',
+  ],
+  [
+    /shrank|usable sectors/,
+    111,
+    'The disk is smaller than what is stored on it, or than the peer. Give it its former size again, or take another ' +
+      'disk and make new metadata (drbdts create-md NAME): it then fetches everything from the peer.',
+  ],
+  [
+    /is exposed now/,
+    150,
+    'This disk does not hold the data that is in use now. Take it out of use as the source: drbdts down NAME, and with ' +
+      'the peer Primary drbdts up NAME resyncs it.',
+  ],
+  [
+    /slot .* ends at|flexible metadata needs|not enough for internal|is not a valid index/,
+    112,
+    'Make the metadata disk larger, or configure another meta-disk or index.',
+  ],
+  [
+    /-offset is |md-size-sect|needs .* sectors of bitmap/,
+    118,
+    'This metadata was made for a disk of another size or for another place. If the disk was swapped or resized, put it ' +
+      'back; if its data may be overwritten from the peer: drbdts create-md NAME',
+  ],
+];
+
 type Params = Readonly<Record<string, unknown>>;
 
 export class Engine {
@@ -251,7 +284,30 @@ export class Engine {
       metaKind: volume.metaDisk.kind,
       ...(volume.metaDisk.kind === 'indexed' ? { metaIndex: volume.metaDisk.index } : {}),
     };
-    return this.admin('attach', (done) => this.runtime.attach(volume.number, doors, done));
+    return new Promise((resolve, reject) => {
+      this.runtime.attach(volume.number, doors, (code, reason) => {
+        this.log.info({ what: 'attach', code, reason }, 'administrative request answered');
+        if (code >= StateResult.Success) resolve({ resource: this.options.resource.name, done: true });
+        else if (code !== StateResult.UnknownError) reject(this.refusal('attach', code, reason));
+        else reject(this.attachFailure(volume, reason));
+      });
+    });
+  }
+
+  /** What is wrong with a disk or its metadata, with DRBD's number where it has one. */
+  private attachFailure(volume: ResolvedVolume, reason: string): OperatorError {
+    const { name } = this.options.resource;
+    const meta = volume.metaDisk.kind === 'internal' ? volume.disk : volume.metaDisk.path;
+    const known = ATTACH_FAILURES.find(([pattern]) => pattern.test(reason));
+    const number = known ? `(${known[1]}) ` : '';
+    const hint = known
+      ? known[2]
+      : 'drbdts dump-md NAME and drbdts dump NAME show what is there and what is configured.';
+    return new OperatorError(
+      `${name}: Failure: ${number}${reason} (disk ${volume.disk}, metadata on ${meta})\n${hint.replaceAll('NAME', name)}`,
+      10,
+      'attach',
+    );
   }
 
   /** What `up` does on a resource that is up: puts back disk and connection where they are missing. */
