@@ -1382,7 +1382,7 @@ export class Device implements BlockTarget {
       else if (parameters.checksumAlgorithm !== own.checksumAlgorithm)
         this.resource.dropForGood(`incompatible csums-alg settings: '${parameters.checksumAlgorithm}'`);
     }
-    // The side with the larger wish wins locally too: the target's controller is the one that paces.
+    // Each side adopts the other's settings, as drbd.ko does: the source's operator decides how fast the target asks.
     if (this.state.disk >= D.Negotiating) this.syncParameters = parameters;
   }
 

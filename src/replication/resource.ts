@@ -201,6 +201,9 @@ export class Resource {
   private lastQueued = 0;
   private isFlushing = false;
   private isReadingPaused = false;
+  /** The peer was told that it may disconnect, and closes the sockets; we do if it has not by then. */
+  private peerDisconnects = false;
+  private teardownAtMs = 0;
   private wantsTurnEnd = false;
   private readonly settling = new RequestQueue<Device>();
   private lateAnswers: LateAnswer[] = [];
@@ -378,6 +381,7 @@ export class Resource {
     this.sendStallMs = this.nowMs;
     this.isReadingPaused = false;
     this.isFlushing = false;
+    this.peerDisconnects = false;
     data.setHandler(new LinkHandler(this, number, 'data'));
     meta.setHandler(new LinkHandler(this, number, 'meta'));
     data.setFraming(dataFrameRule(version, 0), unconsumedData);
@@ -756,9 +760,6 @@ export class Resource {
     this.teardownAtMs = this.nowMs + this.net.pingTimeoutMs;
     this.peerDisconnects = true;
   }
-
-  private teardownAtMs = 0;
-  private peerDisconnects = false;
 
   /** Sockets ended. */
   socketClosed(number: number, socket: 'data' | 'meta', errno: number): void {

@@ -126,7 +126,7 @@ export class Simulation {
   ) {
     const prng = new Prng(seed);
     this.prng = prng;
-    const isLarge = prng.chance(0.25);
+    const isLarge = prng.chance(0.15);
     const dataBytes = isLarge
       ? (AL_MIN_EXTENTS + prng.between(4, 12)) * 4 * MIB
       : prng.between(3, 9) * MIB + prng.between(0, 7) * 512;
@@ -154,14 +154,14 @@ export class Simulation {
         onIoError: 'detach',
         resyncRateKibPerSecond: 200_000,
         planAheadTenths: prng.chance(0.5) ? 0 : 20,
-        fillTargetSectors: prng.pick([0, 100, 8192]),
+        fillTargetSectors: prng.pick([0, 400, 8192]),
         maxRateKibPerSecond: 4_000_000,
       },
       mutations,
     };
     this.fabric = new Fabric(this.world, prng.fork(), {
       minimumMs: 0.05,
-      maximumMs: prng.pick([0.5, 2, 20]),
+      maximumMs: prng.pick([0.5, 2, 8]),
       bytesPerMs: 200_000,
     });
     this.alpha = new Head(this.world, this.fabric, 'alpha', 'beta', prng.fork(), options);
@@ -171,7 +171,7 @@ export class Simulation {
     const sectors = Math.floor(this.alpha.layout.capacitySectors);
     const count = isLarge ? 80 : prng.between(1, 6);
     const windows = Array.from({ length: count }, () => prng.between(0, sectors - windowSectors));
-    this.shape = { depth: prng.between(1, 8), windows, windowSectors, thinkMs: prng.pick([20, 60, 200]) };
+    this.shape = { depth: prng.between(1, 8), windows, windowSectors, thinkMs: prng.pick([40, 100, 250]) };
     for (const head of [this.alpha, this.beta]) head.onEvent = () => this.note(head.log[head.log.length - 1]!);
     // The second disk is not empty: a resync that forgets a block is seen.
     const junk = new Uint8Array(4096).fill(0x77);
@@ -215,7 +215,7 @@ export class Simulation {
       return this.isWhole();
     });
     this.isForced = false;
-    const until = this.world.nowMs + this.prng.between(5_000, 15_000);
+    const until = this.world.nowMs + this.prng.between(4_000, 10_000);
     let nextFaultMs = this.world.nowMs + this.prng.between(100, 1500);
     while (this.world.nowMs < until && !this.split) {
       this.step();
@@ -525,8 +525,7 @@ export class Simulation {
       }
     } else {
       this.say(`${head.name} crashes`);
-      const isOnlyCopy =
-        leader.isRunning && leader.status.role === 'Primary' && leader.status.disk !== 'UpToDate';
+      const isOnlyCopy = leader.isRunning && leader.status.role === 'Primary' && leader.status.disk !== 'UpToDate';
       head.crash();
       if (isOnlyCopy) {
         // The application goes on against a device that has just lost its data: start over with what is left.
