@@ -86,6 +86,8 @@ pub struct Core {
     /// Descriptor kept aside so that a connection can be accepted and closed when descriptors run out.
     reserve: Option<std::fs::File>,
     pub inline_after: Option<std::time::Instant>,
+    /// Voluntary context switches of this thread when it first wrote in this batch.
+    pub sleeps: Option<i64>,
 }
 
 impl Core {
@@ -122,6 +124,7 @@ impl Core {
             lazy_turns: 0,
             reserve: std::fs::File::open("/dev/null").ok(),
             inline_after: None,
+            sleeps: None,
         })
     }
 
@@ -150,6 +153,8 @@ impl Core {
     /// Takes over everything JavaScript queued.
     pub fn consume(&mut self) {
         let count = self.area.submitted();
+        // Since the last batch we waited in the kernel.
+        self.sleeps = None;
         for index in 0..count {
             // The kinds below never run JavaScript, so the record stays as it is; copied for the borrow checker only
             // where a whole header is needed.

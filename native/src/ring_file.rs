@@ -12,9 +12,10 @@ use crate::ring_workers::{last_errno, Job, JobKind};
 
 /// Buffered writes up to this are done at once while that is fast.
 const INLINE_WRITE_BYTES: u32 = 64 * 1024;
-/// A write at once that took longer than this...
+/// A write at once that took longer than this, and slept...
 const INLINE_SLOW: Duration = Duration::from_millis(1);
-/// ...sends the following ones to the background for this long (the page cache is being throttled).
+/// ...sends the following ones to the background for this long (the page cache is being throttled). A thread that was
+/// only preempted does not count: on a busy machine that is no reason to burden it with a second thread.
 const INLINE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Flags of `openFile`.
@@ -144,6 +145,16 @@ fn direct_alignment(fd: RawFd, is_block: bool) -> u32 {
     DEFAULT_DIRECT_ALIGNMENT
 }
 
+/// How often this thread went to sleep by itself so far.
+fn voluntary_switches() -> i64 {
+    // SAFETY: all-zero is a valid rusage, which the call fills in.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
+        usage.ru_nvcsw
+    }
+}
+
 impl Core {
     fn file(&mut self, id: u32) -> &mut File {
         self.files[id as usize].as_mut().expect("an open file")
@@ -230,12 +241,19 @@ impl Core {
         if self.inline_after.is_some_and(|after| before < after) {
             return false;
         }
+        let sleeps_before = *self.sleeps.get_or_insert_with(voluntary_switches);
         let memory = self.pool.range(operation.payload as usize, operation.length as usize);
         // SAFETY: a pool range that the operation holds.
         let count =
             unsafe { libc::pwrite(fd, memory.cast(), operation.length as usize, operation.offset as libc::off_t) };
         let took = before.elapsed();
-        self.inline_after = (took > INLINE_SLOW).then(|| before + took + INLINE_PAUSE);
+        if took > INLINE_SLOW {
+            let sleeps = voluntary_switches();
+            self.sleeps = Some(sleeps);
+            if sleeps != sleeps_before {
+                self.inline_after = Some(before + took + INLINE_PAUSE);
+            }
+        }
         // An error comes again in the background and is reported from there.
         count == operation.length as isize
     }
