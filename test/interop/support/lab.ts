@@ -178,12 +178,78 @@ export class Lab {
     return head;
   }
 
+  /** Boots a guest whose DRBD is the peer of `head`; it then obeys `on`. */
+  async bootPeer(head: Head, options: PeerOptions = {}): Promise<KernelPeer> {
+    const { sizeKib = head.options.sizeKib, layout = head.options.layout ?? 'indexed', data, meta } = options;
+    const running = this.spawnScript('drbd-peer', [
+      ...['-s', String(sizeKib), '-m', layout, '-N', head.options.peer.name, '-P', head.options.name],
+      ...['-a', head.options.address, '-o', head.options.net ?? ''],
+      ...(data ? ['-d', data] : []),
+      ...(meta ? ['-M', meta] : []),
+    ]);
+    const peer = new KernelPeer(this, running);
+    await peer.on('drbd_state');
+    return peer;
+  }
+
   async destroy(): Promise<void> {
     this.net.child.kill('SIGTERM');
     await this.net.ended;
     for (const head of this.heads) await head.releaseDevices();
     for (const head of this.heads) rmSync(head.directory, { recursive: true, force: true });
     rmSync(this.directory, { recursive: true, force: true });
+  }
+}
+
+export interface PeerOptions {
+  readonly sizeKib?: number;
+  readonly layout?: Layout;
+  /** Images to use instead of the ones it had, or of new empty ones. */
+  readonly data?: string;
+  readonly meta?: string;
+}
+
+/** The kernel's DRBD in guest 1. */
+export class KernelPeer {
+  constructor(
+    private readonly lab: Lab,
+    private readonly guest: Running,
+  ) {}
+
+  /** Its disk, readable at any time. */
+  get data(): string {
+    return join(this.lab.directory, 'disk1.data');
+  }
+
+  get meta(): string {
+    return join(this.lab.directory, 'disk1.meta');
+  }
+
+  /** Runs shell code in the guest, with the functions of guest/lib.sh. Throws unless it succeeds. */
+  async on(command: string, limitMs = 30_000): Promise<string> {
+    try {
+      return (
+        await this.lab.script('on', ['-t', String(Math.ceil(limitMs / 1000)), '1', command], limitMs + 5000)
+      ).trim();
+    } catch (error) {
+      throw new Error(`${(error as Error).message}\n--- guest\n${this.guest.output}`);
+    }
+  }
+
+  /** Waits for `CONNECTION OWN-DISK/PEER-DISK`. */
+  async wait(state: string, limitMs = 30_000): Promise<void> {
+    await this.on(`drbd_wait ${state} ${Math.ceil(limitMs / 1000)}`, limitMs + 10_000);
+  }
+
+  /** Ends it as a power failure would (`crash`), or in good order (`stop`). */
+  async end(how: 'crash' | 'stop'): Promise<void> {
+    await this.on(how);
+    await this.guest.ended;
+  }
+
+  /** What it printed: each change of its state. */
+  get history(): string {
+    return this.guest.output;
   }
 }
 
@@ -297,7 +363,7 @@ ${section(name, address)}${section(peer.name, peer.address)}}
   logs(): string {
     const folder = this.env['DRBDTS_LOG_DIR']!;
     return readdirSync(folder)
-      .map((file) => `--- ${file}\n${readFileSync(join(folder, file), 'utf8').split('\n').slice(-40).join('\n')}`)
+      .map((file) => `--- ${file}\n${readFileSync(join(folder, file), 'utf8').split('\n').slice(-24).join('\n')}`)
       .join('\n');
   }
 
@@ -347,7 +413,6 @@ ${section(name, address)}${section(peer.name, peer.address)}}
          grep -qsz 'DRBDTS_RUN_DIR=${this.env['DRBDTS_RUN_DIR']}$' $p/environ && kill -KILL \${p#/proc/} || true
        done`,
     );
-    await this.releaseDevices();
   }
 
   /** The daemon notes its devices; a head that was killed could not give them back. */
