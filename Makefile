@@ -25,7 +25,6 @@ build/native.stamp: $(NATIVE_SOURCES) | node_modules/.package-lock.json
 
 build/dist.stamp: $(SOURCES) | node_modules/.package-lock.json
 	@echo "== TypeScript"
-	rm -rf dist
 	npm run --silent build
 	@mkdir -p build && touch $@
 

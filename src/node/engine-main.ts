@@ -16,12 +16,15 @@ process.chdir('/');
 
 /** The kernel writes a filesystem back through this process: it must not wait for memory that waits for it. */
 function holdMemory(): void {
-  const errno = native().setIoFlusher();
-  if (errno !== 0) log.warn({ errno }, 'PR_SET_IO_FLUSHER is not permitted here; memory pressure may slow this engine');
+  for (const [what, errno] of [
+    ['mlockall', native().lockMemory()],
+    ['PR_SET_IO_FLUSHER', native().setIoFlusher()],
+  ] as const)
+    if (errno !== 0) log.warn({ what, errno }, 'not permitted here; memory pressure may slow this engine');
   try {
     writeFileSync('/proc/self/oom_score_adj', '-1000');
   } catch (error) {
-    log.warn({ err: error }, 'the kernel may kill this engine when memory is short');
+    log.warn({ why: (error as Error).message }, 'the kernel may kill this engine when memory is short');
   }
 }
 
