@@ -17,6 +17,7 @@ import { formatProc, type ProcDevice } from '../replication/proc-text.js';
 import { loadExports, loadResource, resourceNames } from './configuration.js';
 import { checkNbdListen, type EngineOptions } from './engine-options.js';
 import { NfsServer } from './nfs-supervisor.js';
+import { type Params, paramsOf } from './params.js';
 import { type ResourceStatus, statusWithoutEngine } from './status.js';
 
 const ENGINE_START_TIMEOUT_MS = 30_000;
@@ -41,8 +42,6 @@ interface SavedState {
   readonly devices: Readonly<Record<string, BlockDevice>>;
 }
 
-type Params = Readonly<Record<string, unknown>>;
-
 export class Daemon {
   private readonly engines = new Map<string, EngineHandle>();
   /** By `RESOURCE/VOLUME`. */
@@ -62,18 +61,18 @@ export class Daemon {
 
   readonly handlers: JsonHandlers = {
     version: () => ({ pid: process.pid }),
-    up: (params) => this.forEach(params as Params, (name, p) => this.up(name, p)),
-    down: (params) => this.forEach(params as Params, (name, p) => this.down(name, p)),
-    primary: (params) => this.forEach(params as Params, (name, p) => this.primary(name, p)),
-    secondary: (params) => this.forEach(params as Params, (name) => this.secondary(name)),
-    connect: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'connect', p)),
-    disconnect: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'disconnect', p)),
-    attach: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'attach', p)),
-    detach: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'detach', p)),
-    invalidate: (params) => this.forEach(params as Params, (name, p) => this.forward(name, 'invalidate', p)),
-    status: (params) => this.status((params as Params)['resource'] as string | undefined),
+    up: (params) => this.forEach(paramsOf(params), (name, p) => this.up(name, p)),
+    down: (params) => this.forEach(paramsOf(params), (name, p) => this.down(name, p)),
+    primary: (params) => this.forEach(paramsOf(params), (name, p) => this.primary(name, p)),
+    secondary: (params) => this.forEach(paramsOf(params), (name) => this.secondary(name)),
+    connect: (params) => this.forEach(paramsOf(params), (name, p) => this.forward(name, 'connect', p)),
+    disconnect: (params) => this.forEach(paramsOf(params), (name, p) => this.forward(name, 'disconnect', p)),
+    attach: (params) => this.forEach(paramsOf(params), (name, p) => this.forward(name, 'attach', p)),
+    detach: (params) => this.forEach(paramsOf(params), (name, p) => this.forward(name, 'detach', p)),
+    invalidate: (params) => this.forEach(paramsOf(params), (name, p) => this.forward(name, 'invalidate', p)),
+    status: (params) => this.status(paramsOf(params)['resource'] as string | undefined),
     proc: () => this.proc(),
-    exportfs: (params) => this.exportfs(params as { action: string; path?: string }),
+    exportfs: (params) => this.exportfs(paramsOf(params)),
     shutdown: () => this.shutdown(),
   };
 
@@ -442,11 +441,13 @@ export class Daemon {
     return formatProc(devices, '8.4.11', 'srcversion: drbdts');
   }
 
-  private async exportfs(params: { action: string; path?: string }): Promise<unknown> {
+  private async exportfs({ action, path }: Params): Promise<unknown> {
+    if (!isExportAction(action) || (path !== undefined && typeof path !== 'string'))
+      throw new OperatorError('expected {"action":"serve", "withdraw" or "list", "path":"/exported"}', 1, 'usage');
     const file = this.paths.exportsFile;
     const { table, warnings } = loadExports(file);
     for (const warning of warnings) this.log.warn(warning);
-    return this.nfs.exportfs(params.action, params.path, table, file);
+    return this.nfs.exportfs(action, path, table, file);
   }
 
   private async shutdown(): Promise<unknown> {
@@ -461,6 +462,12 @@ export class Daemon {
     if (this.engines.size === 0 && this.devices.size === 0) rmSync(daemonState(this.paths), { force: true });
     rmSync(daemonSocket(this.paths), { force: true });
   }
+}
+
+type ExportAction = 'serve' | 'withdraw' | 'list';
+
+function isExportAction(action: unknown): action is ExportAction {
+  return action === 'serve' || action === 'withdraw' || action === 'list';
 }
 
 function volumeNumbers(engine: EngineHandle): number[] {

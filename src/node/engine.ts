@@ -16,6 +16,7 @@ import { STATE_RESULT_TEXT, StateResult } from '../replication/state.js';
 import { checkNbdListen, type EngineOptions } from './engine-options.js';
 import { FuseFile } from './fuse-file.js';
 import { NbdServer } from './nbd-server.js';
+import { type Params, paramsOf, volumeIn } from './params.js';
 import { runtimeOptions } from './resource-options.js';
 import {
   type DiskDoors,
@@ -63,8 +64,6 @@ const ATTACH_FAILURES: readonly (readonly [reason: RegExp, number: number, hint:
       'back; if its data may be overwritten from the peer: drbdts create-md NAME',
   ],
 ];
-
-type Params = Readonly<Record<string, unknown>>;
 
 export class Engine {
   private readonly runtime: ResourceRuntime;
@@ -135,22 +134,22 @@ export class Engine {
     proc: () => this.runtime.status().volumes.map((volume) => volume.proc),
     adjust: () => this.adjust(),
     primary: (params) =>
-      this.admin('primary', (done) => this.runtime.primary((params as Params)['force'] === true, done)),
+      this.admin('primary', (done) => this.runtime.primary(paramsOf(params)['force'] === true, done)),
     secondary: () => this.admin('secondary', (done) => this.runtime.secondary(done)),
     connect: (params) =>
       this.admin('connect', (done) =>
-        this.runtime.connect({ discardMyData: (params as Params)['discardMyData'] === true }, done),
+        this.runtime.connect({ discardMyData: paramsOf(params)['discardMyData'] === true }, done),
       ),
     disconnect: (params) =>
-      this.admin('disconnect', (done) => this.runtime.disconnect((params as Params)['force'] === true, done)),
+      this.admin('disconnect', (done) => this.runtime.disconnect(paramsOf(params)['force'] === true, done)),
     attach: () => this.attachAll(),
     detach: (params) =>
       this.eachVolume('detach', (volume, done) =>
-        this.runtime.detach(volume, (params as Params)['force'] === true, done),
+        this.runtime.detach(volume, paramsOf(params)['force'] === true, done),
       ),
     invalidate: () => this.eachVolume('invalidate', (volume, done) => this.runtime.invalidate(volume, done)),
-    'show-file': (params) => this.showFile(params as { volume: number; directory: string }),
-    'hide-file': (params) => this.hideFile((params as { volume: number }).volume),
+    'show-file': (params) => this.showFile(paramsOf(params)),
+    'hide-file': (params) => this.hideFile(volumeIn(paramsOf(params))),
     down: () => this.down(),
   };
 
@@ -319,7 +318,10 @@ export class Engine {
     return { resource: this.options.resource.name, done: true };
   }
 
-  private showFile({ volume, directory }: { volume: number; directory: string }): string {
+  private showFile(params: Params): string {
+    const volume = volumeIn(params);
+    const directory = params['directory'];
+    if (typeof directory !== 'string') throw new OperatorError('expected {"volume":N,"directory":PATH}', 1, 'usage');
     const existing = this.files.get(volume);
     if (existing) return existing.path;
     let gone = () => {};
