@@ -75,9 +75,10 @@ export interface NativeAddon {
   setIoFlusher(): number;
 }
 
-/** Seen from `src/io` or `dist/io`, or from a folder below `build/` when tests and benchmarks are compiled too. */
+/** Seen from `src/io` or `dist/io`, from a bundle in `build/`, or from a folder below that when tests are compiled too. */
 const ADDON =
-  ['../../native/drbdts.node', '../../../native/drbdts.node', '../../../../native/drbdts.node']
+  [1, 2, 3, 4]
+    .map((depth) => `${'../'.repeat(depth)}native/drbdts.node`)
     .map((path) => fileURLToPath(new URL(path, import.meta.url)))
     .find((path) => existsSync(path)) ?? 'native/drbdts.node';
 
