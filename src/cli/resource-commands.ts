@@ -1,7 +1,7 @@
 import type { Command } from 'commander';
 import type { CliCommand, Environment } from './command.js';
 import { callDaemon } from './daemon-client.js';
-import { resolveFromConfig } from './metadata-config.js';
+import { checkResourceName, daemonsPath } from './resource-name.js';
 
 /** A command that the daemon carries out on whole resources; the words and options are drbdadm's. */
 interface ResourceCommand {
@@ -78,19 +78,6 @@ const COMMANDS: readonly ResourceCommand[] = [
   },
 ];
 
-/**
- * That nothing runs under a name does not make it a good name: a mistyped one must not look stopped.
- * @throws OperatorError (1) when the configuration has no such resource for this host
- */
-function checkResourceName(name: string, environment: Environment, configFile: string | undefined): void {
-  try {
-    resolveFromConfig(name, environment, configFile);
-  } catch (error) {
-    // A broken or missing configuration is no reason for a stop to fail.
-    if ((error as { reason?: string }).reason === 'not-defined') throw error;
-  }
-}
-
 function registerResourceCommand(
   row: ResourceCommand,
   program: Command,
@@ -107,7 +94,8 @@ function registerResourceCommand(
   for (const [flags, description] of row.options ?? []) command.option(flags, description);
   command.addHelpText('after', `\nExamples:\n${row.examples.map((line) => `  ${line}`).join('\n')}`);
   command.action(async (resources: string[]) => {
-    const { configFile, json, ...rest } = command.optsWithGlobals<Record<string, unknown>>();
+    const { configFile: given, json, ...rest } = command.optsWithGlobals<Record<string, unknown>>();
+    const configFile = given === undefined ? undefined : daemonsPath(given as string);
     const answers: unknown[] = [];
     for (const resource of resources) {
       try {
@@ -122,7 +110,7 @@ function registerResourceCommand(
       } catch (error) {
         const { reason } = error as { reason?: string };
         if (!row.nothingToStop || (reason !== 'daemon-not-running' && reason !== 'not-up')) throw error;
-        checkResourceName(resource, environment, configFile as string | undefined);
+        checkResourceName(resource, environment, configFile);
         answers.push({ resource, done: false, why: `${resource} is not up on this head` });
       }
     }

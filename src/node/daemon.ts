@@ -70,7 +70,7 @@ export class Daemon {
     attach: (params) => this.forEach(paramsOf(params), (name, p) => this.forward(name, 'attach', p)),
     detach: (params) => this.forEach(paramsOf(params), (name, p) => this.forward(name, 'detach', p)),
     invalidate: (params) => this.forEach(paramsOf(params), (name, p) => this.forward(name, 'invalidate', p)),
-    status: (params) => this.status(paramsOf(params)['resource'] as string | undefined),
+    status: (params) => this.status(paramsOf(params)),
     proc: () => this.proc(),
     exportfs: (params) => this.exportfs(paramsOf(params)),
     shutdown: () => this.shutdown(),
@@ -125,6 +125,7 @@ export class Daemon {
         results.push(await turn);
       } finally {
         if (this.busy.get(name) === turn) this.busy.delete(name);
+        this.stopIfIdle();
       }
     }
     return results;
@@ -325,7 +326,6 @@ export class Daemon {
       await this.cleanUpAfter(name, volumeNumbers(engine));
       this.engines.delete(name);
       this.saveState();
-      this.stopIfIdle();
       return { resource: name, done: true };
     }
     await this.releaseDevices(name);
@@ -340,12 +340,15 @@ export class Daemon {
     }
     this.engines.delete(name);
     this.saveState();
-    this.stopIfIdle();
     return { resource: name, done: true };
   }
 
+  /** A daemon with nothing to look after ends, once the answer that made it idle is out. */
   private stopIfIdle(): void {
-    if (this.engines.size === 0 && !this.nfs.isRunning) setImmediate(() => this.stop());
+    setImmediate(() => {
+      const things = this.engines.size + this.devices.size + this.busy.size;
+      if (things === 0 && !this.nfs.isRunning) this.stop();
+    });
   }
 
   private async primary(name: string, params: Params): Promise<unknown> {
@@ -406,11 +409,12 @@ export class Daemon {
     }
   }
 
-  private async status(resource: string | undefined): Promise<ResourceStatus[]> {
-    const names = resource && resource !== 'all' ? [resource] : [...this.engines.keys()];
+  private async status(params: Params): Promise<ResourceStatus[]> {
+    const resource = params['resource'];
+    const names = typeof resource === 'string' && resource !== 'all' ? [resource] : [...this.engines.keys()];
     const all: ResourceStatus[] = [];
     for (const name of names) {
-      const status = await this.engineStatus(name);
+      const status = await this.engineStatus(name, params);
       all.push({
         ...status,
         devices: status.devices.map((volume) => ({
@@ -423,9 +427,9 @@ export class Daemon {
   }
 
   /** What the engine says; of one that cannot be asked, what is known without it. */
-  private async engineStatus(name: string): Promise<ResourceStatus> {
+  private async engineStatus(name: string, params: Params): Promise<ResourceStatus> {
     try {
-      return await this.call<ResourceStatus>(name, 'status', {}, STATUS_TIMEOUT_MS);
+      return await this.call<ResourceStatus>(name, 'status', params, STATUS_TIMEOUT_MS);
     } catch (error) {
       const engine = this.engines.get(name);
       if (!engine) throw error;
@@ -436,7 +440,9 @@ export class Daemon {
   /** One text for all minors, as the kernel's /proc/drbd. */
   private async proc(): Promise<string> {
     const devices: ProcDevice[] = [];
-    for (const name of this.engines.keys()) devices.push(...(await this.call<ProcDevice[]>(name, 'proc', {}, 5000)));
+    // As in the kernel, what is not configured has no lines.
+    for (const name of this.engines.keys())
+      if (this.isAlive(name)) devices.push(...(await this.call<ProcDevice[]>(name, 'proc', {}, STATUS_TIMEOUT_MS)));
     devices.sort((a, b) => a.minor - b.minor);
     return formatProc(devices, '8.4.11', 'srcversion: drbdts');
   }
