@@ -488,6 +488,15 @@ impl NativeRing {
         self.shared.with(|core| core.files[file as usize].as_ref().map_or(1, |file| file.alignment)).unwrap_or(1)
     }
 
+    /// Where the next data (or hole) at or after `offset` begins: lseek(2) SEEK_DATA, SEEK_HOLE. The file's size where there
+    /// is none; minus an errno where the filesystem cannot say. Looks at extents in memory; does not read data.
+    #[napi]
+    pub fn file_seek(&self, file: u32, offset: f64, hole: bool) -> f64 {
+        self.shared
+            .with(|core| core.files[file as usize].as_ref().map_or(-f64::from(libc::EBADF), |file| file.seek(offset, hole)))
+            .unwrap_or(-f64::from(libc::EBADF))
+    }
+
     /// A number for external operations; a native class then registers who executes them.
     #[napi]
     pub fn new_target(&self) -> u32 {

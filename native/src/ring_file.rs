@@ -56,6 +56,18 @@ pub struct FileOperation {
 }
 
 impl File {
+    /// See `file_seek` of ring.rs.
+    pub fn seek(&self, offset: f64, hole: bool) -> f64 {
+        let whence = if hole { libc::SEEK_HOLE } else { libc::SEEK_DATA };
+        // SAFETY: plain system call. All I/O is positional: nobody uses the position that this moves.
+        let found = unsafe { libc::lseek(self.descriptor.as_raw_fd(), offset as i64, whence) };
+        match found {
+            0.. => (found as f64).min(self.size as f64),
+            _ if last_errno() == libc::ENXIO => self.size as f64,
+            _ => -f64::from(last_errno()),
+        }
+    }
+
     /// Opens and, on request, locks. EBUSY: another process holds the lock, or the block device is in use.
     pub fn open(path: &str, flags: u32) -> Result<File, i32> {
         let path = std::ffi::CString::new(Path::new(path).as_os_str().as_bytes()).map_err(|_| libc::EINVAL)?;

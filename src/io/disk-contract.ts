@@ -49,6 +49,11 @@ class ContractFile implements BlockFile {
     this.file.flush(cookie);
   }
 
+  seek(offsetBytes: number, what: 'data' | 'hole'): number {
+    assert(offsetBytes >= 0 && offsetBytes < this.sizeBytes, 'looked for inside the file');
+    return this.file.seek?.(offsetBytes, what) ?? -1;
+  }
+
   zero(cookie: number, offsetBytes: number, lengthBytes: number, keepAllocated: boolean, durable: boolean): void {
     this.begin(cookie, offsetBytes, lengthBytes, 0);
     this.file.zero(cookie, offsetBytes, lengthBytes, keepAllocated, durable);

@@ -322,6 +322,10 @@ class NativeFile implements BlockFile {
     this.#queue(Submit.FLUSH, cookie, 0, NO_PAYLOAD, 0, 0);
   }
 
+  seek(offsetBytes: number, what: 'data' | 'hole'): number {
+    return this.ring.handle.fileSeek(this.id, offsetBytes, what === 'hole');
+  }
+
   zero(cookie: number, offsetBytes: number, lengthBytes: number, keepAllocated: boolean, durable: boolean): void {
     const flags = (durable ? FLAG_DURABLE : 0) | (keepAllocated ? FLAG_KEEP_ALLOCATED : 0);
     assert(lengthBytes > 0, 'zeroing nothing');

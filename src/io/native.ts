@@ -36,6 +36,7 @@ export interface NativeRingHandle {
   openFile(path: string, flags: number): number;
   fileSize(file: number): number;
   fileAlignment(file: number): number;
+  fileSeek(file: number, offsetBytes: number, hole: boolean): number;
   newTarget(): number;
   close(): void;
   crc32cPool(offset: number, lengthBytes: number, seed: number): number;

@@ -160,6 +160,11 @@ export interface BlockFile {
   write(cookie: number, offsetBytes: number, payload: number, lengthBytes: number, durable: boolean): void;
   /** Everything whose `done` was called before is on stable storage afterwards (fdatasync). */
   flush(cookie: number): void;
+  /**
+   * Where the next data (or the next hole) at or after `offsetBytes` begins; the size where there is none, a negative number
+   * where nobody can say. Holes read as zeroes. Immediate; no data is read.
+   */
+  seek?(offsetBytes: number, what: 'data' | 'hole'): number;
   /** The range reads as zeroes afterwards. `keepAllocated` false: give the space back where possible (punch hole). */
   zero(cookie: number, offsetBytes: number, lengthBytes: number, keepAllocated: boolean, durable: boolean): void;
   close(): void;

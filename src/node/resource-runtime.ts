@@ -134,7 +134,7 @@ export class ResourceRuntime implements Connector {
   }
 
   /** What a front end serves. @throws RangeError for a volume the resource does not have */
-  blockTarget(volume: number): BlockTarget {
+  blockTarget(volume: number): BlockTarget & Pick<Device, 'blockStatus'> {
     return this.device(volume);
   }
 

@@ -16,6 +16,7 @@ import {
   MDF_WAS_UP_TO_DATE,
 } from '../metadata/superblock.js';
 import { BitmapExchange } from './bitmap-exchange.js';
+import { digestBytes, digestOf, sameDigest } from './digest.js';
 import { NO_PAYLOAD_OFFSET } from './effects.js';
 import { agreeSize, agreeUserSize, decideSync, peerExportedSize, realPeerDisk } from './handshake.js';
 import { IntervalSet } from './interval-set.js';
@@ -82,6 +83,7 @@ import {
   DP_SEND_RECEIVE_ACK,
   DP_SEND_WRITE_ACK,
   DP_ZEROES,
+  ID_OUT_OF_SYNC,
   ID_SYNCER_HIGH,
   ID_SYNCER_LOW,
   MAX_REQUEST_BYTES,
@@ -90,9 +92,11 @@ import {
   P_NEG_ACK,
   P_NEG_DREPLY,
   P_NEG_RS_DREPLY,
+  P_OV_REPLY,
   P_RECV_ACK,
   P_RS_CANCEL,
   P_RS_DATA_REPLY,
+  P_RS_IS_IN_SYNC,
   P_RS_WRITE_ACK,
   P_STATE_CHG_REPLY,
   P_STATE_CHG_REQ,
@@ -111,11 +115,20 @@ const D = DiskState;
 const F = RequestFlag;
 
 const SECTOR_BYTES = 512;
+const SECTORS_PER_BIT = 8;
 /** Low bits of a data cookie: whose operation it is. */
 const COOKIE_REQUEST = 0;
 const COOKIE_PEER_REQUEST = 1;
 const COOKIE_FLUSH = 2;
 const COOKIE_KINDS = 4;
+
+/** NBD_STATE_HOLE and NBD_STATE_ZERO: the bits of NBD's base:allocation. */
+const RUN_HOLE_AND_ZERO = 3;
+
+/** Takes runs one after the other; false: enough. */
+export interface AllocationRuns {
+  add(lengthBytes: number, state: number): boolean;
+}
 
 /** Per-volume options, in engine units. */
 export interface VolumeOptions {
@@ -211,6 +224,10 @@ export class Device implements BlockTarget {
   private readonly peerOverlapping = new PeerRequestQueue();
   private readonly peerCold = new PeerRequestQueue();
   private readonly peerReads = new PeerRequestQueue();
+  /** What the peer verifies, by sector, from its P_OV_REQUEST to its P_OV_RESULT. */
+  private readonly verifying = new Map<number, PeerRequest>();
+  /** Blocks whose result the verify by the peer still owes; negative before its first request. */
+  private verifyLeftBits = -1;
   private openReaders = 0;
   private openWriters = 0;
   /** Reasons why no application request may start, and why none may complete. */
@@ -356,6 +373,24 @@ export class Device implements BlockTarget {
       return;
     }
     this.accept(front, frontRequest, RequestKind.Zero, offsetBytes, lengthBytes, NO_PAYLOAD_OFFSET, fua, unmap);
+  }
+
+  /**
+   * Which parts of a range the own disk holds no data for (they read as zeroes). Advice, as NBD's base:allocation is: only
+   * an UpToDate disk is asked, for what is being synced is not known to be zero.
+   */
+  blockStatus(offsetBytes: number, lengthBytes: number, runs: AllocationRuns): void {
+    const file = this.state.disk === D.UpToDate ? this.backing?.doors.data : undefined;
+    const end = offsetBytes + lengthBytes;
+    for (let at = offsetBytes; at < end; ) {
+      const data = file?.seek?.(at, 'data') ?? -1;
+      const hole = data === at ? (file?.seek?.(at, 'hole') ?? -1) : -1;
+      const isHole = data > at;
+      // Where nobody can say, it is data.
+      const next = Math.min(end, isHole ? data : hole > at ? hole : end);
+      if (!runs.add(next - at, isHole ? RUN_HOLE_AND_ZERO : 0)) return;
+      at = next;
+    }
   }
 
   private accept(
@@ -1124,20 +1159,26 @@ export class Device implements BlockTarget {
 
   // ------------------------------------------------------------------------------------- reads and resync of the peer
 
-  /** P_DATA_REQUEST or P_RS_DATA_REQUEST. */
-  receiveReadRequest(packet: BlockRequest, isResync: boolean): void {
+  /**
+   * P_DATA_REQUEST, P_RS_DATA_REQUEST, P_CSUM_RS_REQUEST or P_OV_REQUEST.
+   * @param digest of P_CSUM_RS_REQUEST; ours from now on
+   */
+  receiveReadRequest(packet: BlockRequest, kind: number, digest?: Uint8Array): void {
     const { resource } = this;
     checkInsideDevice(packet.sector, packet.sizeBytes, this.sizeSectors);
+    if (kind === PeerRequestKind.VerifyRead) this.expectVerifyRequest(packet);
     if (this.state.disk !== D.UpToDate) {
-      const command = isResync ? P_NEG_RS_DREPLY : P_NEG_DREPLY;
+      const command = kind === PeerRequestKind.Read ? P_NEG_DREPLY : P_NEG_RS_DREPLY;
       this.sendAck(command, packet.sector, packet.blockIdHigh, packet.blockIdLow, packet.sizeBytes);
       return;
     }
     const request = resource.peerRequests.allocate(packet.sector, packet.sizeBytes / SECTOR_BYTES);
-    request.kind = isResync ? PeerRequestKind.ResyncRead : PeerRequestKind.Read;
+    request.kind = kind;
     request.blockIdHigh = packet.blockIdHigh;
     request.blockIdLow = packet.blockIdLow;
+    request.digest = digest;
     request.link = resource.linkNumber;
+    if (kind === PeerRequestKind.VerifyRead) this.verifying.set(request.sector, request);
     this.counters.unacked++;
     this.peerReads.push(request);
     this.retryPeerReads();
@@ -1153,7 +1194,7 @@ export class Device implements BlockTarget {
         this.refusePeerRead(request);
         continue;
       }
-      if (request.kind === PeerRequestKind.ResyncRead && !this.lockForRead(request)) return;
+      if (request.kind !== PeerRequestKind.Read && !this.lockForRead(request)) return;
       const payload = memory.allocate(request.lengthBytes);
       if (payload < 0) return;
       this.peerReads.shift();
@@ -1191,7 +1232,11 @@ export class Device implements BlockTarget {
 
   private peerReadDone(request: PeerRequest, errno: number): void {
     const { resource } = this;
-    const isResync = request.kind === PeerRequestKind.ResyncRead;
+    if (request.kind === PeerRequestKind.VerifyRead) {
+      this.verifyReadDone(request, errno);
+      return;
+    }
+    const isResync = request.kind !== PeerRequestKind.Read;
     const { sector, sectors, blockIdHigh, blockIdLow, payload, lengthBytes } = request;
     const alive = request.link === resource.linkNumber && resource.link !== undefined;
     if (errno !== 0) {
@@ -1201,6 +1246,9 @@ export class Device implements BlockTarget {
       this.diskFailed(`errno ${errno} at sector ${sector} + ${sectors}`);
     } else if (alive && isResync && this.state.connection === C.Ahead) {
       this.sendAck(P_RS_CANCEL, sector, blockIdHigh, blockIdLow, lengthBytes);
+    } else if (alive && request.kind === PeerRequestKind.ChecksumRead && this.hasSameChecksum(request)) {
+      this.clearOutOfSync(sector, sectors);
+      this.sendAck(P_RS_IS_IN_SYNC, sector, blockIdHigh, blockIdLow, lengthBytes);
     } else if (alive && (!isResync || this.state.peerDisk >= D.Inconsistent)) {
       const command = isResync ? P_RS_DATA_REPLY : P_DATA_REPLY;
       resource.sendData(
@@ -1213,10 +1261,122 @@ export class Device implements BlockTarget {
     }
     if (payload !== NO_PAYLOAD_OFFSET) resource.effects.memory.release(payload);
     this.counters.unacked--;
-    if (isResync && request.ordinal === this.resyncExtents.generation) this.leaveExtent(this.resync.extentOf(sector));
+    this.releasePeerRead(request);
+    this.retryPeerReads();
+  }
+
+  /** Gives back a read of the peer with the extent that it held. */
+  private releasePeerRead(request: PeerRequest): void {
+    const { resource } = this;
+    if (request.kind !== PeerRequestKind.Read && request.ordinal === this.resyncExtents.generation)
+      this.leaveExtent(this.resync.extentOf(request.sector));
     resource.peerRequests.release(request);
     resource.peerRequestDone();
+  }
+
+  private bytesOf(request: PeerRequest): Uint8Array {
+    return this.resource.effects.memory.bytes.subarray(request.payload, request.payload + request.lengthBytes);
+  }
+
+  // The peer's algorithms are adopted with its P_SYNC_PARAM; at connect they were equal to ours.
+  private get checksumAlgorithm(): string {
+    return this.syncParameters?.checksumAlgorithm ?? this.resource.net.checksumAlgorithm;
+  }
+
+  private get verifyAlgorithm(): string {
+    return this.syncParameters?.verifyAlgorithm ?? this.resource.net.verifyAlgorithm;
+  }
+
+  /** What a P_CSUM_RS_REQUEST must carry. @throws ProtocolError without an algorithm */
+  get digestBytesOfChecksum(): number {
+    const size = digestBytes(this.checksumAlgorithm);
+    if (size === 0)
+      throw new ProtocolError(
+        'DRBDTS_DRBD_UNEXPECTED',
+        `P_CSUM_RS_REQUEST with csums-alg '${this.checksumAlgorithm}'`,
+        'DRBD 8.4 drbd_receiver.c receive_DataRequest',
+      );
+    return size;
+  }
+
+  private hasSameChecksum(request: PeerRequest): boolean {
+    return sameDigest(digestOf(this.checksumAlgorithm, this.bytesOf(request)), request.digest!);
+  }
+
+  // ---------------------------------------------------------------------------------------------- verify for the peer
+
+  private expectVerifyRequest(packet: BlockRequest): void {
+    if (digestBytes(this.verifyAlgorithm) === 0 || this.verifying.has(packet.sector))
+      throw new ProtocolError(
+        'DRBDTS_DRBD_UNEXPECTED',
+        `P_OV_REQUEST for sector ${packet.sector} with verify-alg '${this.verifyAlgorithm}'`,
+        'DRBD 8.4 drbd_receiver.c receive_DataRequest',
+      );
+    // The peer begins where it likes and goes on to the end, a bit at a time.
+    if (this.verifyLeftBits < 0)
+      this.verifyLeftBits = (this.metadata?.bitmap.bits ?? 0) - Math.floor(packet.sector / SECTORS_PER_BIT);
+  }
+
+  /** The digest goes to the peer; the extent stays locked until the peer has compared, lest a write comes between. */
+  private verifyReadDone(request: PeerRequest, errno: number): void {
+    const { resource } = this;
+    const { sector, payload, blockIdHigh, blockIdLow, lengthBytes } = request;
+    const alive = request.link === resource.linkNumber && resource.link !== undefined;
+    const algorithm = this.verifyAlgorithm;
+    if (alive) {
+      const digest = errno === 0 ? digestOf(algorithm, this.bytesOf(request)) : new Uint8Array(digestBytes(algorithm));
+      resource.sendData(
+        encodeRequest(
+          resource.scratch,
+          P_OV_REPLY,
+          this.volume,
+          sector,
+          blockIdHigh,
+          blockIdLow,
+          lengthBytes,
+          digest,
+        ),
+      );
+      this.counters.pending++;
+    }
+    if (payload !== NO_PAYLOAD_OFFSET) resource.effects.memory.release(payload);
+    request.payload = NO_PAYLOAD_OFFSET;
+    this.counters.unacked--;
+    // Verify may have ended while the disk was at it.
+    if (this.verifying.get(sector) === request) request.isRead = true;
+    else this.releasePeerRead(request);
+    if (errno !== 0) this.diskFailed(`errno ${errno} at sector ${sector} + ${request.sectors}`);
     this.retryPeerReads();
+  }
+
+  /** P_OV_RESULT. The last ones may come after the P_STATE that ends the verify: it travels on the other socket. */
+  receiveVerifyResult(ack: BlockAck): void {
+    if (!isAfterWrap(this.peerSequence, ack.sequence)) this.peerSequence = ack.sequence;
+    checkInsideDevice(ack.sector, ack.sizeBytes, this.sizeSectors);
+    if (ack.blockIdLow === ID_OUT_OF_SYNC && ack.blockIdHigh === 0)
+      this.markOutOfSync(ack.sector, ack.sizeBytes / SECTOR_BYTES);
+    const request = this.verifying.get(ack.sector);
+    if (!request?.isRead) return;
+    this.counters.pending--;
+    this.verifying.delete(ack.sector);
+    this.releasePeerRead(request);
+    if (--this.verifyLeftBits === 0) this.finishVerify();
+  }
+
+  private finishVerify(): void {
+    this.resource.report('info', `volume ${this.volume}: verify by the peer ended, ${this.outOfSyncBits} blocks differ`);
+    this.changeState({ connection: C.Connected }, 'hard');
+  }
+
+  /** The verify has ended or the link is gone: no more results are waited for. */
+  private stopVerify(): void {
+    this.verifyLeftBits = -1;
+    for (const request of this.verifying.values()) {
+      if (!request.isRead) continue;
+      this.counters.pending--;
+      this.releasePeerRead(request);
+    }
+    this.verifying.clear();
   }
 
   private refusePeerRead(request: PeerRequest): void {
@@ -1532,6 +1692,15 @@ export class Device implements BlockTarget {
       }
     }
     if (
+      os.connection === C.VerifyT &&
+      os.disk === D.UpToDate &&
+      peer.connection === C.Connected &&
+      realDisk === D.UpToDate
+    ) {
+      this.finishVerify();
+      return;
+    }
+    if (
       os.peerDisk === D.UpToDate &&
       realDisk === D.Inconsistent &&
       os.connection === C.Connected &&
@@ -1844,6 +2013,7 @@ export class Device implements BlockTarget {
     if (os.disk < D.UpToDate && os.connection >= C.SyncSource && ns.connection === C.Connected) this.sendState();
     if (os.connection > C.Connected && ns.connection <= C.Connected) {
       this.resync.stopped();
+      this.stopVerify();
       metadata?.writeChangedPages();
     }
     const isPausedTarget = (state: DeviceState) => state.connection === C.PausedSyncT;
