@@ -16,7 +16,10 @@ import { requires } from '../support/requires.js';
 
 const run = promisify(execFile);
 const MiB = 1024 * 1024;
-const hasTools = requires('nbdinfo', 'libnbd-bin') && requires('qemu-img', 'qemu-utils');
+const hasTools =
+  requires('nbdinfo', 'libnbd-bin') &&
+  requires('qemu-img', 'qemu-utils') &&
+  requires('/usr/lib/python3/dist-packages/nbd.py', 'python3-libnbd');
 
 let folder: string;
 let disk: string;
@@ -96,7 +99,11 @@ describe.runIf(hasTools)('the engine over NBD', () => {
   it('is not demoted while a client has it open, and says who', async () => {
     await call('primary', { force: true });
     const script = "print('open', flush=True); import time; time.sleep(60)";
-    const client = spawn('nbdsh', ['-u', uri, '-c', script], { stdio: ['ignore', 'pipe', 'ignore'] });
+    const client = spawn('nbdsh', ['-u', uri, '-c', script], {
+      stdio: ['ignore', 'pipe', 'ignore'],
+      // Debian's python3, the one that has the module, before any other.
+      env: { ...process.env, PATH: `/usr/bin:${process.env.PATH}` },
+    });
     await new Promise<void>((resolve, reject) => {
       client.stdout.once('data', () => resolve());
       client.once('exit', () => reject(new Error('nbdsh ended')));
