@@ -239,6 +239,8 @@ export class Device implements BlockTarget {
   private peerSequence = 0;
   private considerResync = false;
   private exposedUuid = 0n;
+  /** A generation whose superblock could not be written: the disk may have it or the one before. */
+  private unsureUuid = 0n;
   private remembered: { readonly disk: DiskState; readonly peerDisk: DiskState } | undefined;
   private peerSizes: Sizes | undefined;
   private sentBits = 0;
@@ -648,7 +650,8 @@ export class Device implements BlockTarget {
     } else {
       if (request.kind === RequestKind.Read) this.markOutOfSync(request.sector, request.sectors);
       request.flags |= F.LocalFailed;
-      this.diskFailed(`errno ${errno} at sector ${request.sector} + ${request.sectors}`);
+      if (request.kind === RequestKind.Flush) this.flushFailed(errno);
+      else this.diskFailed(`errno ${errno} at sector ${request.sector} + ${request.sectors}`);
       if (request.kind === RequestKind.Read) {
         this.startRead(request);
         return;
@@ -852,7 +855,7 @@ export class Device implements BlockTarget {
       request.age = this.writeOrder;
       backing.doors.data.flush(request.slot * COOKIE_KINDS + COOKIE_REQUEST);
     }
-    if (resource.link && resource.log.isOpen(request.epoch)) {
+    if (resource.link && resource.log.isOpen(request.epoch) && !resource.mutations.flushWithoutPeer) {
       request.flags |= F.NetPending | F.WaitsForEpoch;
       this.counters.pending++;
       resource.flushes.push(request);
@@ -901,16 +904,18 @@ export class Device implements BlockTarget {
 
   /** Flushes the own disk's cache, if there is one. `then` gets 0 when there is no disk to flush. */
   flushLocally(then: (errno: number) => void): void {
-    if (!this.hasDisk) {
-      then(0);
-      return;
-    }
+    if (this.hasDisk) this.flushBacking(then);
+    else then(0);
+  }
+
+  /** Flushes the attached disk whatever its state: metadata is still written while it is being detached. */
+  private flushBacking(then: (errno: number) => void): void {
     const backing = this.beginOperation();
     const order = this.writeOrder;
     this.nextFlush = (this.nextFlush + 1) & 0xffffff;
     this.localFlushes.set(this.nextFlush, (errno) => {
       if (errno === 0) this.flushedOrder = Math.max(this.flushedOrder, order);
-      else this.diskFailed(`flush failed with errno ${errno}`);
+      else this.flushFailed(errno);
       then(errno);
     });
     backing.doors.data.flush(this.nextFlush * COOKIE_KINDS + COOKIE_FLUSH);
@@ -940,6 +945,14 @@ export class Device implements BlockTarget {
       if (this.state.disk > D.Inconsistent) this.changeState({ disk: D.Inconsistent }, 'hard');
       return;
     }
+    if (this.options.onIoError === 'call-local-io-error') this.resource.callHelper('local-io-error', this.volume);
+    this.loseDisk();
+  }
+
+  /** What a disk lost that could not flush is not known, so on-io-error pass-on, which marks blocks, cannot serve. */
+  private flushFailed(errno: number): void {
+    if (this.state.disk <= D.Failed) return;
+    this.resource.report('error', `volume ${this.volume}: local disk: flush failed with errno ${errno}`);
     if (this.options.onIoError === 'call-local-io-error') this.resource.callHelper('local-io-error', this.volume);
     this.loseDisk();
   }
@@ -1326,16 +1339,7 @@ export class Device implements BlockTarget {
     if (alive) {
       const digest = errno === 0 ? digestOf(algorithm, this.bytesOf(request)) : new Uint8Array(digestBytes(algorithm));
       resource.sendData(
-        encodeRequest(
-          resource.scratch,
-          P_OV_REPLY,
-          this.volume,
-          sector,
-          blockIdHigh,
-          blockIdLow,
-          lengthBytes,
-          digest,
-        ),
+        encodeRequest(resource.scratch, P_OV_REPLY, this.volume, sector, blockIdHigh, blockIdLow, lengthBytes, digest),
       );
       this.counters.pending++;
     }
@@ -1364,7 +1368,10 @@ export class Device implements BlockTarget {
   }
 
   private finishVerify(): void {
-    this.resource.report('info', `volume ${this.volume}: verify by the peer ended, ${this.outOfSyncBits} blocks differ`);
+    this.resource.report(
+      'info',
+      `volume ${this.volume}: verify by the peer ended, ${this.outOfSyncBits} blocks differ`,
+    );
     this.changeState({ connection: C.Connected }, 'hard');
   }
 
@@ -1402,6 +1409,7 @@ export class Device implements BlockTarget {
     request.blockIdLow = ID_SYNCER_LOW;
     request.link = resource.linkNumber;
     this.counters.unacked++;
+    if (resource.mutations.clearBeforeResyncWrite) this.metadata?.bitmap.clearRange(request.sector, sectors);
     request.age = this.intervals.insert(request.sector, request.sector + sectors);
     if (this.isBlocked(request.sector, sectors, request.age)) this.peerOverlapping.push(request);
     else this.coverPeerWrite(request);
@@ -1644,7 +1652,7 @@ export class Device implements BlockTarget {
       state.role === Role.Primary &&
       state.disk < D.Inconsistent &&
       (state.connection < C.Connected || state.peerDisk === D.Diskless) &&
-      (this.exposedUuid | 1n) !== (uuids.current | 1n)
+      !this.isExposed(uuids.current)
     ) {
       this.resource.dropForGood('can only connect to data with the generation identifier that is exposed here');
       return;
@@ -1900,7 +1908,14 @@ export class Device implements BlockTarget {
   /** Whether the attached disk holds the data that applications here, or the peer, have seen last. */
   private get isDataCurrent(): boolean {
     const current = this.backing?.metadata.identifiers.current;
-    return current !== undefined && (this.exposedUuid | 1n) === (current | 1n);
+    return current !== undefined && this.isExposed(current);
+  }
+
+  /** Whether this names the data that applications have seen. Bit 0 only says who was Primary. */
+  private isExposed(uuid: bigint): boolean {
+    return (
+      (uuid | 1n) === (this.exposedUuid | 1n) || (this.unsureUuid !== 0n && (uuid | 1n) === (this.unsureUuid | 1n))
+    );
   }
 
   /** Applies a change that is not, or no longer, the peer's to consent to. */
@@ -2065,12 +2080,20 @@ export class Device implements BlockTarget {
       then();
       return;
     }
+    const { exposedUuid } = this;
+    const { mutations } = this.resource;
     const lost = metadata.identifiers.newCurrent(this.resource.effects.random64(), this.state.role === Role.Primary);
-    this.exposedUuid = metadata.identifiers.current;
+    const { current } = metadata.identifiers;
+    this.exposedUuid = current;
     if (lost !== 0n) this.resource.report('warn', `volume ${this.volume}: bitmap generation overwritten`);
-    this.gates++;
-    metadata.writeSuperblock(() => {
-      this.gates--;
+    if (!mutations.completeBeforeRotation) this.gates++;
+    metadata.writeSuperblock((ok) => {
+      if (!mutations.completeBeforeRotation) this.gates--;
+      if (!ok && this.exposedUuid === current) {
+        // Nothing of the new generation was answered: the disk of the old one is as good, and maybe all there is.
+        this.exposedUuid = exposedUuid;
+        this.unsureUuid = current;
+      }
       if (this.gates === 0)
         this.gated.removeIf((request) => {
           request.flags &= ~F.Gated;
@@ -2268,7 +2291,7 @@ export class Device implements BlockTarget {
           failed: (message) => this.metadataFailed(metadata, message),
           committed: () => this.activityLogCommitted(metadata),
           needsFlush: (evicted, cleared) => this.needsFlushBefore(evicted, cleared),
-          flush: (then) => this.flushLocally((errno) => then(errno === 0)),
+          flush: (then) => this.flushBacking((errno) => then(errno === 0)),
         },
       );
     } catch (error) {
@@ -2299,7 +2322,7 @@ export class Device implements BlockTarget {
       }
       const refused = this.attachRefused(metadata);
       if (refused) failed(refused);
-      else this.attached(metadata, done);
+      else this.attached(metadata, done, failed);
     });
   }
 
@@ -2320,13 +2343,13 @@ export class Device implements BlockTarget {
       state.peerDisk !== D.UpToDate &&
       this.exposedUuid !== 0n &&
       (state.role === Role.Primary || state.peerRole === Role.Primary) &&
-      (this.exposedUuid | 1n) !== (identifiers.current | 1n)
+      !this.isExposed(identifiers.current)
     )
       return 'can only attach to data with the generation identifier that is exposed now';
     return undefined;
   }
 
-  private attached(metadata: MetadataStore, done: AdminDone): void {
+  private attached(metadata: MetadataStore, done: AdminDone, failed: (reason: string) => void): void {
     const { superblock } = metadata;
     const { state } = this;
     const wasPrimary = (superblock.flags & MDF_PRIMARY_IND) !== 0;
@@ -2356,6 +2379,12 @@ export class Device implements BlockTarget {
     const finish = (ok: boolean) => {
       if (!ok) {
         done(StateResult.UnknownError, 'writing the metadata failed');
+        return;
+      }
+      // Again: the peer with the good data may have gone while the metadata was being written.
+      const refused = this.attachRefused(metadata);
+      if (refused) {
+        failed(refused);
         return;
       }
       metadata.identifiers.setPrimaryBit(this.state.role === Role.Primary);

@@ -40,4 +40,18 @@ export interface Mutations {
   readonly barrierAckWithoutFlush?: boolean;
   /** Let overlapping writes run side by side. */
   readonly ignoreOverlaps?: boolean;
+  /** Answer a flush before the peer has made the epoch durable. */
+  readonly flushWithoutPeer?: boolean;
+  /** Clear the bits of a resynced block when it arrives instead of when it is written. */
+  readonly clearBeforeResyncWrite?: boolean;
+  /** Complete a lonely write before the new generation identifiers are durable. */
+  readonly completeBeforeRotation?: boolean;
+  /** Evict extents from the activity log without writing their bitmap pages first. */
+  readonly skipEvictedPages?: boolean;
+  /** Evict extents from the activity log, and write cleared bits, without flushing the data first. */
+  readonly forgetUnflushed?: boolean;
+  /** Say that a resynced disk is UpToDate before its cache is flushed. */
+  readonly announceBeforeFlush?: boolean;
+  /** Set all bits without the flag that makes a crash in between set them again. */
+  readonly noFullSyncFlag?: boolean;
 }

@@ -1,5 +1,5 @@
 import { assert } from '../base/assert.js';
-import { MetadataError } from '../base/errors.js';
+import { Errno, MetadataError } from '../base/errors.js';
 import type { BlockFile, Memory } from '../io/ring.js';
 import {
   ActivityLog,
@@ -357,7 +357,7 @@ export class MetadataStore {
   setAllBits(then: WhenDurable = () => {}): void {
     this.bulkInProgress++;
     this.bitmap.setAll();
-    this.superblock.flags |= MDF_FULL_SYNC;
+    if (!this.mutations.noFullSyncFlag) this.superblock.flags |= MDF_FULL_SYNC;
     this.writeSuperblock(() => {
       this.writeChangedPages((ok) => {
         this.bulkInProgress--;
@@ -407,16 +407,20 @@ export class MetadataStore {
         this.bitmap.takePage(page, this.memory.bytes.subarray(block, block + BITMAP_PAGE_BYTES));
         inFlight++;
         const offset = this.layout.bitmapSector * SECTOR_BYTES + page * BITMAP_PAGE_BYTES;
-        const write = () =>
-          this.writeBlock(offset, block, durable, (errno) => {
-            inFlight--;
-            free.push(block);
-            if (errno !== 0) failure = errno;
-            more();
-          });
+        const written = (errno: number) => {
+          inFlight--;
+          free.push(block);
+          if (errno !== 0) failure = errno;
+          more();
+        };
+        const write = (flushed: boolean) => {
+          if (flushed) this.writeBlock(offset, block, durable, written);
+          else written(Errno.EIO);
+        };
         // A cleared bit says that the block is good here: it must be so on the platter before the bitmap says it there.
-        if (mayHaveCleared && this.hooks.needsFlush([], true)) this.hooks.flush(write);
-        else write();
+        if (mayHaveCleared && !this.mutations.forgetUnflushed && this.hooks.needsFlush([], true))
+          this.hooks.flush(write);
+        else write(true);
       }
       if (inFlight > 0 || (failure === 0 && next < job.pages.length)) return;
       if (failure !== 0 || durable || job.pages.length === 0) finish(failure === 0);
@@ -448,16 +452,22 @@ export class MetadataStore {
       this.bitmap.markPage(page, PAGE_HINT);
       if (this.bitmap.takeHint(page) && !pages.includes(page)) pages.push(page);
     }
-    const go = () =>
+    if (this.mutations.skipEvictedPages) pages.length = 0;
+    const go = (flushed: boolean) => {
+      if (!flushed) {
+        this.fail('activity log: the data it would forget could not be flushed');
+        return;
+      }
       this.addJob({
         pages,
         whenDone: (ok) => {
           if (ok) this.writeTransaction();
         },
       });
+    };
     // What was written to an extent must survive a power loss before the log forgets the extent.
-    if (this.hooks.needsFlush(evicted, false)) this.hooks.flush(go);
-    else go();
+    if (!this.mutations.forgetUnflushed && this.hooks.needsFlush(evicted, false)) this.hooks.flush(go);
+    else go(true);
   }
 
   private writeTransaction(): void {
@@ -499,9 +509,10 @@ export class MetadataStore {
   private fail(message: string): void {
     if (this.failed) return;
     this.failed = true;
+    // The state first: what is completed because of the failure must not count this disk's copy as a good one.
+    this.hooks.failed(message);
     for (const waiter of this.superblockWaiters.splice(0)) waiter(false);
     for (const job of this.jobs.splice(0)) job.whenDone(false);
-    this.hooks.failed(message);
   }
 
   private releaseIfIdle(): void {

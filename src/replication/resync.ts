@@ -346,7 +346,9 @@ export class Resync {
       device.leaveExtent(this.halfLocked);
       this.halfLocked = -1;
     }
-    device.flushLocally((errno) => {
+    const flush = (then: (errno: number) => void) =>
+      resource.mutations.announceBeforeFlush ? then(0) : device.flushLocally(then);
+    flush((errno) => {
       if (errno !== 0 || link !== resource.linkNumber || !this.isRunning) return;
       resource.pingThen(() => {
         if (link !== resource.linkNumber || !this.isRunning) return;
