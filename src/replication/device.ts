@@ -499,7 +499,11 @@ export class Device implements BlockTarget {
     const last = extentOfSector(request.sector + request.sectors - 1);
     if (this.isRefusedByResync(first, last)) return false;
     const ordinal = metadata.activityLog.begin(first, last);
-    if (ordinal === AL_WAIT) return false;
+    if (ordinal === AL_WAIT) {
+      // Writes keep their extents until their epoch is acknowledged.
+      this.resource.closeDueEpoch();
+      return false;
+    }
     request.flags |= F.ActivityLogHeld;
     if (ordinal === AL_HOT) {
       this.takeTurn(request);
@@ -690,11 +694,7 @@ export class Device implements BlockTarget {
     request.flags |= F.Completed;
     if (request.has(F.Interval)) this.leaveIntervals(request);
     const isWrite = request.kind === RequestKind.Write || request.kind === RequestKind.Zero;
-    if (isWrite && request.epoch === resource.log.currentEpoch) {
-      // A write issued after this completion must not share its epoch.
-      resource.log.closeEpoch();
-      resource.requestTurnEnd();
-    }
+    if (isWrite) resource.writeCompleted(request.epoch);
     const ok = this.succeeded(request);
     resource.activeRequests--;
     this.counters.applicationRequests--;
@@ -1077,7 +1077,11 @@ export class Device implements BlockTarget {
     const last = extentOfSector(request.sector + request.sectors - 1);
     if (this.isRefusedByResync(first, last)) return false;
     const ordinal = metadata.activityLog.begin(first, last);
-    if (ordinal === AL_WAIT) return false;
+    if (ordinal === AL_WAIT) {
+      // Writes keep their extents until their epoch is acknowledged.
+      this.resource.closeDueEpoch();
+      return false;
+    }
     request.activityLogHeld = true;
     if (ordinal === AL_HOT) {
       this.startPeerWrite(request);

@@ -170,6 +170,9 @@ interface LateAnswer {
  */
 export class Resource {
   readonly devices: Device[] = [];
+  /** The current epoch has completed writes; when an epoch was last closed for that reason. */
+  private isEpochDue = false;
+  private epochClosedMs = -1;
   readonly requests = new RequestTable<Device>(REQUEST_LIMIT);
   readonly peerRequests = new PeerRequestTable();
   readonly log = new TransferLog<Device>();
@@ -308,6 +311,27 @@ export class Resource {
     this.sendIdleBarrier();
     this.checkDrains();
     this.epochChanged();
+  }
+
+  /**
+   * A write of the current epoch was completed, so that later writes may depend on it. drbd.ko starts a new epoch then,
+   * and each one costs a barrier, its acknowledgement and a flush of the peer's disk. But whoever needs an order across
+   * a loss of power asks for a flush, which closes the epoch (`startFlush`); an epoch only bounds what has to be resent
+   * when the link dies. So completions close one at most per tick, and the tick closes the rest.
+   */
+  writeCompleted(epoch: number): void {
+    if (epoch !== this.log.currentEpoch) return;
+    this.isEpochDue = true;
+    if (this.epochClosedMs !== this.nowMs) this.closeDueEpoch();
+  }
+
+  /** Somebody waits for what acknowledged epochs release, or it is time. */
+  closeDueEpoch(): void {
+    if (!this.isEpochDue) return;
+    this.isEpochDue = false;
+    this.epochClosedMs = this.nowMs;
+    this.log.closeEpoch();
+    this.requestTurnEnd();
   }
 
   /** Nothing else is to be sent: an epoch that is closed gets its barrier. */
@@ -859,6 +883,7 @@ export class Resource {
 
   tick(nowMs: number): void {
     this.nowMs = nowMs;
+    this.closeDueEpoch();
     this.tickLink(nowMs);
     for (const device of this.devices) device.resync.tick(nowMs);
     for (const run of this.stalled.splice(0)) run();
