@@ -1,5 +1,5 @@
 /** Block engines as the daemon starts them, without the daemon: two heads on addresses of the loopback interface. */
-import { existsSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { createMetadata } from '../src/cli/create-md.js';
 import { parseTarget } from '../src/cli/metadata-target.js';
@@ -9,7 +9,7 @@ import { fileConfigSource } from '../src/io/config-source.js';
 import { callJsonLines } from '../src/io/json-lines.js';
 import type { EngineOptions } from '../src/node/engine-options.js';
 import type { ResourceStatus } from '../src/node/status.js';
-import { type Lab, type Server, until } from './lab.js';
+import { answers, type Lab, type Server, until } from './lab.js';
 
 /** The program as built, found from build/bench.mjs. */
 export const DIST = process.env['DRBDTS_DIST'] ?? fileURLToPath(new URL('../dist', import.meta.url));
@@ -113,7 +113,7 @@ resource ${RESOURCE} {
     const args = [...NODE_OPTIONS, ...EXTRA_NODE_OPTIONS, `${DIST}/node/engine-main.js`, name];
     const server = lab.start(process.execPath, args, JSON.stringify(options));
     // The control socket comes last.
-    await lab.ready(server, () => existsSync(options.controlSocket));
+    await lab.ready(server, () => answers(options.controlSocket));
     const head = new Head(lab, name, server, options.controlSocket, options.nbdSocket, this.disks[name]);
     await head.call('ping');
     return head;

@@ -3,6 +3,7 @@
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { closeSync, existsSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { findProgram } from '../test/support/requires.js';
 
@@ -225,6 +226,18 @@ export function formatTable(table: Table): string {
     ...(table.notes?.length ? ['', ...table.notes] : []),
     '',
   ].join('\n');
+}
+
+/** Whether a Unix socket takes connections: its file is there a moment earlier. */
+export function answers(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(path);
+    socket.on('connect', () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.on('error', () => resolve(false));
+  });
 }
 
 /** Resident memory of a process in MiB. */

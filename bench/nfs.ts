@@ -13,7 +13,7 @@ import { READ } from '../src/nfs/nfs3/read.js';
 import { READDIRPLUS } from '../src/nfs/nfs3/readdirplus.js';
 import { WRITE } from '../src/nfs/nfs3/write.js';
 import { DIST } from './engine.js';
-import { has, type Lab, type Row, run, type Server, type Table } from './lab.js';
+import { answers, has, type Lab, type Row, run, type Server, type Table } from './lab.js';
 import { NfsLoad, type Request, request, type Work } from './nfs-load.js';
 
 const MIB = 1 << 20;
@@ -59,7 +59,7 @@ async function startOurs(lab: Lab, tree: string, mode: 'sync' | 'async', ports: 
   const controlSocket = lab.fresh('nfs.control');
   const input = JSON.stringify({ exports: table, controlSocket, ports, portmap: 'none', bind: ['127.0.0.1'] });
   const server = lab.start(process.execPath, [`${DIST}/node/nfs-main.js`], input);
-  await lab.ready(server, () => existsSync(controlSocket));
+  await lab.ready(server, () => answers(controlSocket));
   await callJsonLines(controlSocket, 'serve', { path: tree }, CALL_TIMEOUT_MS);
   return server;
 }
