@@ -31,7 +31,7 @@ export function crc32c(bytes: Uint8Array, seed = 0): number {
 }
 
 /**
- * Register from 0, no inversion: what Linux's crypto API computes for "crc32c" with a zeroed key, as DRBD's digests do.
+ * Register from 0, no inversion: as in the activity log. Digests (verify-alg) are the ordinary one.
  *
  * @param register result for the bytes before these; 0 to begin
  * @returns unsigned 32-bit number

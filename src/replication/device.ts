@@ -1128,6 +1128,8 @@ export class Device implements BlockTarget {
     switch (request.kind) {
       case PeerRequestKind.Read:
       case PeerRequestKind.ResyncRead:
+      case PeerRequestKind.ChecksumRead:
+      case PeerRequestKind.VerifyRead:
         this.peerReadDone(request, errno);
         return;
       case PeerRequestKind.ResyncWrite:
@@ -1177,7 +1179,7 @@ export class Device implements BlockTarget {
   // ------------------------------------------------------------------------------------- reads and resync of the peer
 
   /**
-   * P_DATA_REQUEST, P_RS_DATA_REQUEST, P_CSUM_RS_REQUEST or P_OV_REQUEST.
+   * P_DATA_REQUEST, P_RS_DATA_REQUEST, P_RS_THIN_REQ, P_CSUM_RS_REQUEST or P_OV_REQUEST.
    * @param digest of P_CSUM_RS_REQUEST; ours from now on
    */
   receiveReadRequest(packet: BlockRequest, kind: number, digest?: Uint8Array): void {

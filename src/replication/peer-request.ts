@@ -13,6 +13,10 @@ export const PeerRequestKind = {
   ResyncRead: 3,
   /** P_RS_DATA_REPLY at the target */
   ResyncWrite: 4,
+  /** P_CSUM_RS_REQUEST at the source */
+  ChecksumRead: 5,
+  /** P_OV_REQUEST, until its P_OV_RESULT */
+  VerifyRead: 6,
 } as const;
 
 /** One request of the peer from its packet to its answer. Slots are reused. */
@@ -24,6 +28,10 @@ export class PeerRequest {
   blockIdHigh = 0;
   blockIdLow = 0;
   dpFlags = 0;
+  /** ChecksumRead: the digest of what the target has. */
+  digest: Uint8Array | undefined = undefined;
+  /** VerifyRead: the digest is on its way; the peer's result is waited for. */
+  isRead = false;
   /** Epoch of a write, as ReceivingEpochs counts. */
   epoch = 0;
   /** Name in the interval set; 0 when not in it. */
@@ -65,6 +73,8 @@ export class PeerRequestTable {
     request.age = 0;
     request.epoch = 0;
     request.dpFlags = 0;
+    request.digest = undefined;
+    request.isRead = false;
     request.payload = NO_PAYLOAD_OFFSET;
     request.activityLogHeld = false;
     request.ordinal = 0;

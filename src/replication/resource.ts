@@ -5,7 +5,7 @@ import type { Connection, ConnectionHandler } from '../io/ring.js';
 import { type AdminDone, Device, type DiskDoors, type VolumeOptions } from './device.js';
 import { type Effects, type Mutations, NO_PAYLOAD_OFFSET } from './effects.js';
 import { incompatibleProtocol } from './handshake.js';
-import { PeerRequestTable } from './peer-request.js';
+import { PeerRequestKind, PeerRequestTable } from './peer-request.js';
 import { ReceivingEpochs } from './receiving-epochs.js';
 import { type Request, RequestFlag, RequestKind, RequestQueue, RequestTable } from './request.js';
 import {
@@ -64,6 +64,7 @@ import {
   P_COMPRESSED_BITMAP,
   P_CONN_ST_CHG_REPLY,
   P_CONN_ST_CHG_REQ,
+  P_CSUM_RS_REQUEST,
   P_DATA,
   P_DATA_REPLY,
   P_DATA_REQUEST,
@@ -72,6 +73,8 @@ import {
   P_NEG_DREPLY,
   P_NEG_RS_DREPLY,
   P_OUT_OF_SYNC,
+  P_OV_REQUEST,
+  P_OV_RESULT,
   P_PING,
   P_PING_ACK,
   P_PROTOCOL,
@@ -80,6 +83,7 @@ import {
   P_RS_CANCEL,
   P_RS_DATA_REPLY,
   P_RS_DATA_REQUEST,
+  P_RS_THIN_REQ,
   P_RS_WRITE_ACK,
   P_SIZES,
   P_STATE,
@@ -645,9 +649,30 @@ export class Resource {
         return;
       case P_DATA_REQUEST:
       case P_RS_DATA_REQUEST:
+      // The target would also take "all zero" for an answer; data is always one.
+      case P_RS_THIN_REQ:
         decodeRequest(command, view, at, length, 0, this.blockRequest);
         this.expectConnected(device, command);
-        device.receiveReadRequest(this.blockRequest, command === P_RS_DATA_REQUEST);
+        device.receiveReadRequest(
+          this.blockRequest,
+          command === P_DATA_REQUEST ? PeerRequestKind.Read : PeerRequestKind.ResyncRead,
+        );
+        this.checkReadingPause();
+        return;
+      case P_CSUM_RS_REQUEST: {
+        const size = device.digestBytesOfChecksum;
+        decodeRequest(command, view, at, length, size, this.blockRequest);
+        this.expectConnected(device, command);
+        const start = view.byteOffset + at + length - size;
+        const digest = new Uint8Array(view.buffer, start, size).slice();
+        device.receiveReadRequest(this.blockRequest, PeerRequestKind.ChecksumRead, digest);
+        this.checkReadingPause();
+        return;
+      }
+      case P_OV_REQUEST:
+        decodeRequest(command, view, at, length, 0, this.blockRequest);
+        this.expectConnected(device, command);
+        device.receiveReadRequest(this.blockRequest, PeerRequestKind.VerifyRead);
         this.checkReadingPause();
         return;
       case P_OUT_OF_SYNC:
@@ -748,6 +773,10 @@ export class Resource {
       case P_RS_CANCEL:
         decodeBlockAck(this.link!.context, command, view, at, length, this.blockAck);
         device.receiveAck(command, this.blockAck);
+        return;
+      case P_OV_RESULT:
+        decodeBlockAck(this.link!.context, command, view, at, length, this.blockAck);
+        device.receiveVerifyResult(this.blockAck);
         return;
     }
     throw new ProtocolError(
