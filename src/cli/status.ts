@@ -128,7 +128,9 @@ function adviceForDisks(resource: ResourceStatus, volume: VolumeStatus): Advice 
     const apart = `${formatBytes(totalOutOfSync(resource))} are out of sync.`;
     return {
       status: `${resource.role === 'Primary' ? 'Writes are on this head only' : 'The peer cannot be seen'}. ${apart}`,
-      action: `None; resync starts by itself when ${peerName} returns. If it is gone for good: drbdts disconnect ${name}`,
+      action:
+        `None; resync starts by itself when ${peerName} returns. If it is up, see there why not: drbdts status ${name}. ` +
+        `If it is gone for good: drbdts disconnect ${name}`,
     };
   }
   if (diskState === 'Diskless')

@@ -32,6 +32,10 @@ const SECTOR_BYTES = 512;
 const CLOSE_POLL_MS = 10;
 const CLOSE_LIMIT_MS = 10_000;
 
+/** Connection states in which the peer is not there yet, or not any more. */
+const CONNECTING: readonly string[] =
+  'Disconnecting Unconnected Timeout BrokenPipe NetworkFailure ProtocolError TearDown WFConnection'.split(' ');
+
 /** Reason of a refused attach, DRBD's number for it (drbd-utils drbdsetup.c error_messages), what to do. */
 const ATTACH_FAILURES: readonly (readonly [reason: RegExp, number: number, hint: string])[] = [
   [
@@ -136,10 +140,7 @@ export class Engine {
     primary: (params) =>
       this.admin('primary', (done) => this.runtime.primary(paramsOf(params)['force'] === true, done)),
     secondary: () => this.admin('secondary', (done) => this.runtime.secondary(done)),
-    connect: (params) =>
-      this.admin('connect', (done) =>
-        this.runtime.connect({ discardMyData: paramsOf(params)['discardMyData'] === true }, done),
-      ),
+    connect: (params) => this.connect(paramsOf(params)['discardMyData'] === true),
     disconnect: (params) =>
       this.admin('disconnect', (done) => this.runtime.disconnect(paramsOf(params)['force'] === true, done)),
     attach: () => this.attachAll(),
@@ -162,6 +163,24 @@ export class Engine {
         else reject(this.refusal(what, code, reason));
       });
     });
+  }
+
+  /** @throws OperatorError (10, DRBD's code 125) when data is to be discarded and the peer is connected already */
+  private async connect(discardMyData: boolean): Promise<object> {
+    const { connection } = this.runtime.status().volumes[0]!;
+    // A head that was told of a split brain too late goes on connecting, without the wish to give up its data. To say
+    // "done" to that wish and drop it would leave the operator with two heads that never connect.
+    if (discardMyData && connection !== 'StandAlone') {
+      if (!CONNECTING.includes(connection))
+        throw new OperatorError(
+          `${this.options.resource.name}: Failure: (125) Device has a net-config (use disconnect first)\n` +
+            `It is ${connection}: there is no split brain to resolve.`,
+          10,
+          'connected',
+        );
+      await this.admin('disconnect', (done) => this.runtime.disconnect(true, done));
+    }
+    return this.admin('connect', (done) => this.runtime.connect({ discardMyData }, done));
   }
 
   private async eachVolume(
