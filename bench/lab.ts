@@ -91,6 +91,13 @@ export class Lab {
     return path;
   }
 
+  /** A file of zeroes that are in the page cache. */
+  zeroes(name: string, sizeBytes: number): string {
+    const path = this.fresh(name);
+    run('dd', 'if=/dev/zero', `of=${path}`, 'bs=1M', `count=${sizeBytes / MIB}`);
+    return path;
+  }
+
   /** A file of bytes that do not compress, written through the page cache. */
   filled(name: string, sizeBytes: number): string {
     const path = this.fresh(name);

@@ -173,7 +173,7 @@ function digest(path: string): string {
 export async function replicated(lab: Lab): Promise<Table[]> {
   if (!has(lab, 'fio', 'fio')) return [];
   const image = lab.filled('alpha', SIZE_BYTES);
-  const [alpha, beta] = await startPair(lab, image, lab.sparse('beta', SIZE_BYTES), 7810);
+  const [alpha, beta] = await startPair(lab, image, lab.filled('beta', SIZE_BYTES), 7810);
   const alone = await startAlone(lab, lab.filled('alone', SIZE_BYTES), 7820);
   const quorum = await startQuorum(lab);
   const targets = [targetOf('drbdts C', alpha), targetOf('drbdts alone', alone), ...(quorum ? [quorum.target] : [])];
