@@ -2,23 +2,13 @@
  * A head of drbdts with drbd.ko 8.4 as its peer: a guest kernel that no one here wrote. Each step goes on from the last.
  */
 import { execFileSync } from 'node:child_process';
-import { createHash, randomBytes } from 'node:crypto';
-import { writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { requires } from '../support/requires.js';
-import { canBootGuests, GUEST_ADDRESS, type Head, HOST_ADDRESS, type KernelPeer, Lab, until } from './support/lab.js';
+import { type Head, type KernelPeer, type Lab, until } from './support/lab.js';
+import { canPair, connectPair, patternSum } from './support/pair.js';
 
-/** Not a multiple of 256 KiB: see "Facts about the kernel's DRBD" in docs/INTEROP.md. */
 const SIZE_KIB = 32 * 1024 + 4;
-const NET = 'ping-int 2; ping-timeout 10; timeout 19; connect-int 2;';
 
-const canRun = canBootGuests() && requires('drbdadm', 'drbd-utils');
-
-/** What `write_blocks FIRST COUNT text` writes, and its sum, by another hand. */
-function patternSum(text: string, count: number): string {
-  const bytes = Buffer.alloc(count * 4096, `${text}\n`);
-  return createHash('md5').update(bytes).digest('hex');
-}
+const canRun = canPair();
 
 describe.runIf(canRun)('with drbd.ko as the peer', { timeout: 60_000 }, () => {
   let lab: Lab;
@@ -26,18 +16,7 @@ describe.runIf(canRun)('with drbd.ko as the peer', { timeout: 60_000 }, () => {
   let kernel: KernelPeer;
 
   beforeAll(async () => {
-    lab = await Lab.start();
-    head = lab.addHead({
-      name: 'test-master',
-      address: HOST_ADDRESS,
-      peer: { name: 'test-backup', address: GUEST_ADDRESS },
-      sizeKib: SIZE_KIB,
-      net: NET,
-    });
-    writeFileSync(head.data, randomBytes(SIZE_KIB * 1024));
-    await head.drbdts('create-md', '--force', 'data');
-    await head.drbdts('up', 'data');
-    kernel = await lab.bootPeer(head);
+    ({ lab, head, kernel } = await connectPair({ sizeKib: SIZE_KIB }));
   });
 
   afterAll(() => lab?.destroy());
@@ -165,17 +144,7 @@ describe.runIf(canRun)('with a disk of drbd.ko', { timeout: 60_000 }, () => {
   let kernel: KernelPeer;
 
   beforeAll(async () => {
-    lab = await Lab.start();
-    head = lab.addHead({
-      name: 'test-master',
-      address: HOST_ADDRESS,
-      peer: { name: 'test-backup', address: GUEST_ADDRESS },
-      sizeKib: SIZE_KIB,
-      net: NET,
-    });
-    await head.drbdts('create-md', '--force', 'data');
-    await head.drbdts('up', 'data');
-    kernel = await lab.bootPeer(head);
+    ({ lab, head, kernel } = await connectPair({ sizeKib: SIZE_KIB }));
   });
 
   afterAll(() => lab?.destroy());
