@@ -1,12 +1,22 @@
 /** From the configuration's resource to the runtime's options. */
+import { OperatorError } from '../base/errors.js';
 import type { ResolvedResource } from '../config/resource.js';
 import { SPLIT_BRAIN_POLICY_BY_NAME } from '../replication/split-brain.js';
 import type { ResourceOptions } from './resource-runtime.js';
 
 const WIRE_PROTOCOL = { A: 1, B: 2, C: 3 } as const;
 
+/** @throws OperatorError (10) for what the resource asks for and the engine does not have */
 export function runtimeOptions(resource: ResolvedResource): ResourceOptions {
   const { net } = resource;
+  // To leave it out silently would promise a check that nobody makes, and a peer that makes it refuses us anyway.
+  if (net.dataIntegrityAlg !== undefined)
+    throw new OperatorError(
+      `${resource.name}: drbdts does not have data-integrity-alg (${net.dataIntegrityAlg}). ` +
+        'Remove it from the net section on both heads.',
+      10,
+      'not-supported',
+    );
   const policies = SPLIT_BRAIN_POLICY_BY_NAME;
   return {
     name: resource.name,
