@@ -41,9 +41,8 @@ First steps on each head: write /etc/drbd.d/data.res, then
 and on the head whose data counts
   drbdts primary --force data`;
 
-/** Runs one command line; resolves to the exit code. Prints errors as sentences, never as stack traces. */
-export async function run(argv: readonly string[], environment: Environment): Promise<number> {
-  let exitCode = 0;
+/** The command line as declared; `exit` is told the code of the command that ran. */
+export function createProgram(environment: Environment, exit: (code: number) => void): Command {
   const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
     version: string;
   };
@@ -56,12 +55,18 @@ export async function run(argv: readonly string[], environment: Environment): Pr
     .exitOverride()
     .showSuggestionAfterError()
     .addHelpText('after', EXIT_CODES);
-  for (const command of COMMANDS)
-    command.register(program, environment, (code) => {
-      exitCode = code;
-    });
+  for (const command of COMMANDS) command.register(program, environment, exit);
   for (const command of program.commands)
     command.exitOverride().configureOutput({ writeOut: environment.out, writeErr: environment.err });
+  return program;
+}
+
+/** Runs one command line; resolves to the exit code. Prints errors as sentences, never as stack traces. */
+export async function run(argv: readonly string[], environment: Environment): Promise<number> {
+  let exitCode = 0;
+  const program = createProgram(environment, (code) => {
+    exitCode = code;
+  });
   try {
     await program.parseAsync([...argv], { from: 'user' });
     return exitCode;

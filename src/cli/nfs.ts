@@ -461,6 +461,14 @@ Examples:
   drbdts nfs stat --json 'nfs://localhost:2049/drbd/file?mountport=20048'
 Exit codes: 0 done, 1 wrong usage, 5 the server did not answer in time, 20 the server refused.`;
 
+const SUBCOMMAND_EXAMPLES: Readonly<Record<string, string>> = {
+  ls: 'drbdts nfs ls nfs://10.96.20.8/drbd',
+  stat: 'drbdts nfs stat --json nfs://10.96.20.8/drbd/file',
+  cat: 'drbdts nfs cat nfs://10.96.20.8/drbd/file | sha256sum',
+  get: 'drbdts nfs get nfs://10.96.20.8/drbd/file /tmp/file',
+  put: 'drbdts nfs put backup.tar nfs://10.96.20.8/drbd/backup.tar',
+};
+
 export const nfsCommand: CliCommand = {
   register(program: Command, environment: Environment, exit: (code: number) => void): void {
     const nfs = program
@@ -468,7 +476,9 @@ export const nfsCommand: CliCommand = {
       .description('look at an NFSv3 export and move files, without mounting it')
       .addHelpText('after', EXAMPLES);
     const common = (command: Command) =>
-      command.option('--timeout <seconds>', 'how long one request may wait for the server', String(DEFAULT_TIMEOUT_S));
+      command
+        .option('--timeout <seconds>', 'how long one request may wait for the server', String(DEFAULT_TIMEOUT_S))
+        .addHelpText('after', `\nExample:\n  ${SUBCOMMAND_EXAMPLES[command.name()]}`);
     common(nfs.command('ls <url>').description('list a directory').option('--json', 'as JSON')).action(
       async (url: string, options: CommonOptions) =>
         exit(await withSession(environment, url, options, list(environment))),
