@@ -73,10 +73,10 @@ export function adviceFor(resource: ResourceStatus): Advice | undefined {
     };
   if (volume.resync) {
     const { speedBytesPerSecond, finishSeconds } = volume.resync;
-    const here = volume.diskState !== 'UpToDate';
+    const whose = volume.diskState !== 'UpToDate' ? "This head's" : "The peer's";
     const wait = speedBytesPerSecond > 0 ? `wait about ${formatDuration(finishSeconds)}` : 'it has just begun';
     return {
-      status: `${here ? "This head's" : "The peer's"} copy is being brought up to date; until then there is one good copy.`,
+      status: `${whose} copy is being brought up to date; until then there is one good copy.`,
       action: `None; ${wait}.`,
     };
   }
@@ -88,7 +88,9 @@ function adviceWithoutEngine(resource: ResourceStatus, fault: string): Advice {
   if (!resource.engineEnded)
     return { status: `The engine does not answer: ${fault}.`, action: `Look again: drbdts status ${name}` };
   const attached = devices.map((volume) => volume.device).filter((device) => device !== '');
-  const unmount = `Unmount what is mounted from ${attached.join(' ')} (drbdts exportfs -u PATH; umount PATH, with -l if it hangs), then: `;
+  const unmount =
+    `Unmount what is mounted from ${attached.join(' ')} ` +
+    '(drbdts exportfs -u PATH; umount PATH, with -l if it hangs), then: ';
   return {
     status: `${fault.split('. ')[0]}. ${resource.peerName} may take over.`,
     action: `${attached.length > 0 ? unmount : ''}drbdts up ${name}`,
@@ -129,7 +131,8 @@ function adviceForDisks(resource: ResourceStatus, volume: VolumeStatus): Advice 
     return {
       status: `${resource.role === 'Primary' ? 'Writes are on this head only' : 'The peer cannot be seen'}. ${apart}`,
       action:
-        `None; resync starts by itself when ${peerName} returns. If it is up, see there why not: drbdts status ${name}. ` +
+        `None; resync starts by itself when ${peerName} returns. ` +
+        `If it is up, see there why not: drbdts status ${name}. ` +
         `If it is gone for good: drbdts disconnect ${name}`,
     };
   }

@@ -248,7 +248,7 @@ export class Daemon {
     const { nbdListen } = this.engine(name).options;
     if (params['nbdListen'] !== undefined && params['nbdListen'] !== nbdListen)
       throw new OperatorError(
-        `${name} is up already, ${nbdListen === undefined ? 'without --nbd-listen' : `with --nbd-listen ${nbdListen}`}. ` +
+        `${name} is up already, ${nbdListen === undefined ? 'without' : `with ${nbdListen} as`} --nbd-listen. ` +
           `To change that: drbdts down ${name}, then up again`,
         11,
         'is-up',
@@ -274,8 +274,8 @@ export class Daemon {
   }
 
   /**
-   * The engine writes why it refuses to start as one line: {"fatal": sentence, "exitCode": n, "reason": word}. Lines of its
-   * log may come after it.
+   * The engine writes why it refuses to start as one line: {"fatal": sentence, "exitCode": n, "reason": word}. Lines
+   * of its log may come after it.
    */
   private startFailure(name: string, logStart: number, how: string): OperatorError {
     const logFile = this.engineLog(name);

@@ -53,8 +53,8 @@ const ATTACH_FAILURES: readonly (readonly [reason: RegExp, number: number, hint:
   [
     /is exposed now/,
     150,
-    'This disk does not hold the data that is in use now. Take it out of use as the source: drbdts down NAME, and with ' +
-      'the peer Primary drbdts up NAME resyncs it.',
+    'This disk does not hold the data that is in use now. Let the peer serve: drbdts down NAME here, primary there; ' +
+      'then drbdts up NAME here resyncs this disk.',
   ],
   [
     /slot .* ends at|flexible metadata needs|not enough for internal|is not a valid index/,
@@ -64,8 +64,8 @@ const ATTACH_FAILURES: readonly (readonly [reason: RegExp, number: number, hint:
   [
     /-offset is |md-size-sect|needs .* sectors of bitmap/,
     118,
-    'This metadata was made for a disk of another size or for another place. If the disk was swapped or resized, put it ' +
-      'back; if its data may be overwritten from the peer: drbdts create-md NAME',
+    'This metadata was made for a disk of another size or for another place. If the disk was swapped or resized, put ' +
+      'it back; if its data may be overwritten from the peer: drbdts create-md NAME',
   ],
 ];
 
@@ -322,7 +322,8 @@ export class Engine {
       ? known[2]
       : 'drbdts dump-md NAME and drbdts dump NAME show what is there and what is configured.';
     return new OperatorError(
-      `${name}: Failure: ${number}${reason} (disk ${volume.disk}, metadata on ${meta})\n${hint.replaceAll('NAME', name)}`,
+      `${name}: Failure: ${number}${reason} (disk ${volume.disk}, metadata on ${meta})\n` +
+        hint.replaceAll('NAME', name),
       10,
       'attach',
     );
