@@ -3,7 +3,7 @@
  * and answers the command line. It never touches a disk or the mounted tree itself: whatever could block on them is a
  * process or a command with a time limit.
  */
-import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Logger } from 'pino';
@@ -105,7 +105,10 @@ export class Daemon {
       [...this.engines.values()].map((engine) => [engine.name, { pid: engine.pid, options: engine.options }]),
     );
     const state: SavedState = { engines, devices: Object.fromEntries(this.devices) };
-    writeFileSync(daemonState(this.paths), JSON.stringify(state), { mode: 0o600 });
+    // A daemon killed in the middle of this must leave the old text or the new, or the next one could adopt nothing.
+    const path = daemonState(this.paths);
+    writeFileSync(`${path}.new`, JSON.stringify(state), { mode: 0o600 });
+    renameSync(`${path}.new`, path);
   }
 
   /** Runs `action` for the named resource, or for `all`; changes of one resource never overlap. */
