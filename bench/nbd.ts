@@ -3,11 +3,12 @@
 import { createHash } from 'node:crypto';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { type Head, startAlone, startPair } from './engine.js';
-import { has, type Lab, type Row, run, type Server, type Table } from './lab.js';
+import { has, type Lab, processorMicroseconds, type Row, run, type Server, type Table } from './lab.js';
 
 const SIZE_BYTES = 256 << 20;
 const VERIFY_BYTES = 16 << 20;
-const WARM_UP = '500ms';
+const WARM_UP_SECONDS = 0.5;
+const MIB = 1 << 20;
 
 interface Job {
   readonly name: string;
@@ -29,6 +30,13 @@ const JOBS: readonly Job[] = [
 export interface Target {
   readonly name: string;
   readonly uri: string;
+  /** Its processes, whose processor time is counted. */
+  readonly servers: readonly Server[];
+}
+
+interface Figure {
+  readonly rate: number;
+  readonly processorPerOperation: number;
 }
 
 function fio(
@@ -51,8 +59,10 @@ function verify(target: Target): void {
   }
 }
 
-/** @returns operations or MiB per second */
-function measure(lab: Lab, target: Target, job: Job): number {
+/** Operations (or MiB, for jobs of whole MiB) per second, and what the server's processes took for each. */
+function measure(lab: Lab, target: Target, job: Job): Figure {
+  const spent = () => target.servers.reduce((sum, { pid }) => sum + processorMicroseconds(pid), 0);
+  const before = spent();
   const result = fio(
     target.uri,
     `--rw=${job.readWrite}`,
@@ -61,32 +71,44 @@ function measure(lab: Lab, target: Target, job: Job): number {
     `--size=${SIZE_BYTES}`,
     '--time_based',
     `--runtime=${lab.seconds}`,
-    `--ramp_time=${WARM_UP}`,
+    `--ramp_time=${WARM_UP_SECONDS * 1000}ms`,
     '--randrepeat=0',
     '--norandommap',
   );
   const direction = job.readWrite.endsWith('read') ? result.read : result.write;
-  return job.blockBytes >= 1 << 20 ? direction.bw / 1024 : direction.iops;
+  const rate = job.blockBytes >= MIB ? direction.bw / 1024 : direction.iops;
+  return { rate, processorPerOperation: (spent() - before) / (rate * (lab.seconds + WARM_UP_SECONDS)) };
 }
 
-function measureAll(lab: Lab, targets: readonly Target[], more: Partial<Row>): Row[] {
-  for (const target of targets) verify(target);
-  return JOBS.map((job) => {
-    const values = targets.map((target) => measure(lab, target, job));
-    const unit = job.blockBytes >= 1 << 20 ? 'MiB/s' : 'IOPS';
-    lab.say(
-      `  ${job.name}: ${targets.map((target, at) => `${target.name} ${Math.round(values[at]!)}`).join(', ')} ${unit}`,
-    );
-    return { name: job.name, unit, values, ...more };
-  });
+interface Measured {
+  readonly rates: Row[];
+  readonly processor: Row[];
 }
+
+function measureAll(lab: Lab, targets: readonly Target[], more: Partial<Row>): Measured {
+  for (const target of targets) verify(target);
+  const [rates, processor]: [Row[], Row[]] = [[], []];
+  for (const job of JOBS) {
+    const figures = targets.map((target) => measure(lab, target, job));
+    const [unit, each] = job.blockBytes >= MIB ? ['MiB/s', 'us/MiB'] : ['IOPS', 'us/op'];
+    const told = targets.map(({ name }, at) => `${name} ${Math.round(figures[at]!.rate)}`);
+    lab.say(`  ${job.name}: ${told.join(', ')} ${unit}`);
+    rates.push({ name: job.name, unit, values: figures.map(({ rate }) => rate), ...more });
+    const values = figures.map(({ processorPerOperation }) => processorPerOperation);
+    processor.push({ name: job.name, unit: each, values, lessIsBetter: true });
+  }
+  return { rates, processor };
+}
+
+const PROCESSOR_NOTE =
+  'User and system time of all processes of the server; it suffers less from other load on the machine.';
 
 const uriOf = (socket: string, name = ''): string => `nbd+unix:///${name}?socket=${socket}`;
 
 async function onSocket(lab: Lab, name: string, socket: string, program: string, args: readonly string[]) {
   const server = lab.start(program, args);
   await lab.ready(server, () => existsSync(socket));
-  return { server, target: { name, uri: uriOf(socket) } };
+  return { server, target: { name, uri: uriOf(socket), servers: [server] } };
 }
 
 async function startPeers(lab: Lab): Promise<{ servers: Server[]; targets: Target[] }> {
@@ -115,12 +137,14 @@ async function startPeers(lab: Lab): Promise<{ servers: Server[]; targets: Targe
     const pidFile = lab.fresh('nbd-server.pid');
     const server = await lab.startDaemon('nbd-server', ['-C', file, '-p', pidFile], pidFile);
     await lab.ready(server, () => existsSync(socket));
-    add({ server, target: { name: 'nbd-server', uri: uriOf(socket, 'bench') } });
+    add({ server, target: { name: 'nbd-server', uri: uriOf(socket, 'bench'), servers: [server] } });
   }
   return { servers, targets };
 }
 
-const targetOf = (name: string, head: Head): Target => ({ name, uri: head.uri });
+function targetOf(name: string, ...heads: readonly [Head, ...Head[]]): Target {
+  return { name, uri: heads[0].uri, servers: heads.map(({ server }) => server) };
+}
 
 /** One resource without a peer beside other NBD servers, all over Unix sockets. */
 export async function nbd(lab: Lab): Promise<Table[]> {
@@ -128,14 +152,21 @@ export async function nbd(lab: Lab): Promise<Table[]> {
   const head = await startAlone(lab, lab.filled('ours', SIZE_BYTES), 7800);
   const peers = await startPeers(lab);
   const targets = [targetOf('drbdts', head), ...peers.targets];
-  const rows = measureAll(lab, targets, { atLeast: 1 });
+  const { rates, processor } = measureAll(lab, targets, { atLeast: 1 });
+  const columns = targets.map((target) => target.name);
   await lab.end(head.server, ...peers.servers);
   return [
     {
       title: 'NBD, one resource without a peer, Unix socket',
-      columns: targets.map((target) => target.name),
-      rows,
+      columns,
+      rows: rates,
       notes: ['Ratio: drbdts / best of the others. Image of 256 MiB in the page cache; client: fio, ioengine nbd.'],
+    },
+    {
+      title: 'NBD, one resource without a peer: processor time of the server',
+      columns,
+      rows: processor,
+      notes: [PROCESSOR_NOTE],
     },
   ];
 }
@@ -162,7 +193,7 @@ async function startQuorum(lab: Lab): Promise<{ servers: Server[]; target: Targe
     await lab.end(...servers);
     return undefined;
   }
-  return { servers, target: { name: 'QEMU quorum', uri: uriOf(socket) } };
+  return { servers, target: { name: 'QEMU quorum', uri: uriOf(socket), servers } };
 }
 
 function digest(path: string): string {
@@ -176,8 +207,12 @@ export async function replicated(lab: Lab): Promise<Table[]> {
   const [alpha, beta] = await startPair(lab, image, lab.filled('beta', SIZE_BYTES), 7810);
   const alone = await startAlone(lab, lab.filled('alone', SIZE_BYTES), 7820);
   const quorum = await startQuorum(lab);
-  const targets = [targetOf('drbdts C', alpha), targetOf('drbdts alone', alone), ...(quorum ? [quorum.target] : [])];
-  const rows = measureAll(lab, targets, {});
+  const targets = [
+    targetOf('drbdts C', alpha, beta),
+    targetOf('drbdts alone', alone),
+    ...(quorum ? [quorum.target] : []),
+  ];
+  const { rates, processor } = measureAll(lab, targets, {});
   if (!(await alpha.isUpToDateWithPeer())) throw new Error('the heads are not in sync after the load');
   await lab.end(alpha.server, beta.server, alone.server, ...(quorum?.servers ?? []));
   if (digest(alpha.disk) !== digest(beta.disk)) throw new Error('the disks of the two heads differ');
@@ -186,14 +221,20 @@ export async function replicated(lab: Lab): Promise<Table[]> {
       title: 'Protocol C over loopback TCP, against QEMU quorum (vote-threshold 2, two NBD children over TCP)',
       columns: ['drbdts C', 'QEMU quorum'],
       rows: quorum
-        ? rows.map((row) => ({ ...row, values: [row.values[0], row.values[2]], atLeast: 2 }))
-        : rows.map((row) => ({ ...row, values: [row.values[0], undefined] })),
+        ? rates.map((row) => ({ ...row, values: [row.values[0], row.values[2]], atLeast: 2 }))
+        : rates.map((row) => ({ ...row, values: [row.values[0], undefined] })),
       notes: ['Both disks were compared byte by byte afterwards.'],
     },
     {
       title: 'Protocol C over loopback TCP, against the same engine without a peer',
       columns: ['drbdts C', 'drbdts alone'],
-      rows: rows.map((row) => ({ ...row, values: [row.values[0], row.values[1]], atLeast: 0.6 })),
+      rows: rates.map((row) => ({ ...row, values: [row.values[0], row.values[1]], atLeast: 0.6 })),
+    },
+    {
+      title: 'Protocol C: processor time of all servers together',
+      columns: targets.map(({ name }) => name),
+      rows: processor.map((row) => ({ ...row, ...(quorum ? { against: 2 } : {}) })),
+      notes: [PROCESSOR_NOTE, 'Ratio: QEMU quorum / drbdts C.'],
     },
   ];
 }
