@@ -5,6 +5,8 @@ import type { SimMemory } from './memory.js';
 import type { Prng } from './prng.js';
 import type { Owner, World } from './world.js';
 
+export type OperationKind = 'read' | 'write' | 'flush';
+
 const SECTOR = 512;
 const PAGE = 4096;
 
@@ -20,6 +22,8 @@ export class Platter {
   private sequence = 0;
   /** Every operation fails (a dead disk). */
   broken = false;
+  /** The next so many operations of this kind fail (bad sectors). */
+  readonly badNext: Record<OperationKind, number> = { read: 0, write: 0, flush: 0 };
 
   constructor(
     readonly sizeBytes: number,
@@ -123,6 +127,24 @@ export class Platter {
     this.spare.push(entry.stable);
   }
 
+  /** Whether the next operation of this kind fails. */
+  takeFault(kind: OperationKind): boolean {
+    if (this.broken) return true;
+    if (this.badNext[kind] === 0) return false;
+    this.badNext[kind]--;
+    return true;
+  }
+
+  get isFaulty(): boolean {
+    return this.broken || this.badNext.read + this.badNext.write + this.badNext.flush > 0;
+  }
+
+  /** Every fault is mended. */
+  mend(): void {
+    this.broken = false;
+    for (const kind of ['read', 'write', 'flush'] as const) this.badNext[kind] = 0;
+  }
+
   powerLoss(): void {
     for (const [sector, { stable }] of this.unflushed) {
       const start = sector * SECTOR;
@@ -198,7 +220,7 @@ export class SimFile implements BlockFile {
     this.check(cookie, offset, length);
     this.memory.retain(payload);
     this.reads++;
-    const failed = this.fails();
+    const failed = this.fails('read');
     // The moment at which the data is fetched lies somewhere before completion.
     this.finishLater(cookie, () => {
       if (!failed) this.platter.read(offset, this.memory.bytes.subarray(payload, payload + length));
@@ -211,7 +233,7 @@ export class SimFile implements BlockFile {
     this.check(cookie, offset, length);
     this.memory.retain(payload);
     this.writes++;
-    const failed = this.fails();
+    const failed = this.fails('write');
     const bytes = this.memory.bytes;
     // A write reaches the cache in two steps at two moments: a crash in between tears it, also between sectors.
     const half = Math.floor(this.prng.between(0, length / SECTOR)) * SECTOR;
@@ -233,7 +255,7 @@ export class SimFile implements BlockFile {
     this.check(cookie, 0, 0);
     this.flushes++;
     const sequence = this.platter.writeSequence;
-    const failed = this.fails();
+    const failed = this.fails('flush');
     this.finishLater(cookie, () => {
       if (!failed) this.platter.settle(sequence);
       return failed ? Errno.EIO : 0;
@@ -243,7 +265,7 @@ export class SimFile implements BlockFile {
   zero(cookie: number, offset: number, length: number, _keepAllocated: boolean, durable: boolean): void {
     this.check(cookie, offset, length);
     this.writes++;
-    const failed = this.fails();
+    const failed = this.fails('write');
     this.finishLater(cookie, () => {
       if (!failed) this.platter.zero(offset, length);
       if (durable && !failed) this.platter.settleRange(offset, length);
@@ -255,8 +277,8 @@ export class SimFile implements BlockFile {
     this.closed = true;
   }
 
-  private fails(): boolean {
-    return this.platter.broken || (this.timing.errorRate > 0 && this.prng.chance(this.timing.errorRate));
+  private fails(kind: OperationKind): boolean {
+    return this.platter.takeFault(kind) || (this.timing.errorRate > 0 && this.prng.chance(this.timing.errorRate));
   }
 
   private delay(): number {

@@ -67,19 +67,29 @@ export interface HeadOptions {
   readonly metaDisk: DiskTiming;
   readonly net: NetOptions & EstablishOptions;
   readonly volume: VolumeOptions;
+  /** Volumes of the resource, alike; 1 if absent. */
+  readonly volumes?: number;
   readonly mutations: Mutations;
+}
+
+/** The disk of one volume: platters that survive the process, and its open files. */
+export interface HeadDisk {
+  readonly data: Platter;
+  /** The same as `data` for internal metadata. */
+  readonly meta: Platter;
+  dataFile: SimFile | undefined;
+  metaFile: SimFile | undefined;
 }
 
 /** One machine: platters that survive, and at most one process that runs the production driver over them. */
 export class Head {
-  readonly data: Platter;
-  readonly metaPlatter: Platter;
+  readonly disks: readonly HeadDisk[];
   readonly log: string[] = [];
   runtime: ResourceRuntime | undefined;
   memory: SimMemory | undefined;
   process: Owner = { alive: false };
-  dataFile: SimFile | undefined;
-  metaFile: SimFile | undefined;
+  /** Grows with every connection made or lost. */
+  linkChanges = 0;
   /** Grows with every start. */
   incarnation = 0;
   onEvent: (event: ResourceEvent) => void = () => {};
@@ -92,20 +102,32 @@ export class Head {
     private readonly prng: Prng,
     readonly options: HeadOptions,
   ) {
-    this.data = new Platter(options.dataBytes, prng.fork());
-    this.metaPlatter = options.meta === 'internal' ? this.data : new Platter(metaBytes(options), prng.fork());
-    this.createMetadata();
+    this.disks = Array.from({ length: options.volumes ?? 1 }, () => {
+      const data = new Platter(options.dataBytes, prng.fork());
+      const meta = options.meta === 'internal' ? data : new Platter(metaBytes(options), prng.fork());
+      return { data, meta, dataFile: undefined, metaFile: undefined };
+    });
+    for (const { meta } of this.disks) this.createMetadata(meta);
+  }
+
+  /** Platter of the first volume. */
+  get data(): Platter {
+    return this.disks[0]!.data;
+  }
+
+  get dataFile(): SimFile | undefined {
+    return this.disks[0]!.dataFile;
   }
 
   /** What `drbdadm create-md` leaves. */
-  private createMetadata(): void {
+  private createMetadata(platter: Platter): void {
     const layout = this.layout;
     const block = new Uint8Array(4096);
     encodeInitializedBlock(block);
     for (let index = 0; index < layout.alBlocks; index++)
-      this.metaPlatter.fill((layout.activityLogSector + index * 8) * 512, block);
+      platter.fill((layout.activityLogSector + index * 8) * 512, block);
     encodeSuperblock(newSuperblock(layout), block);
-    this.metaPlatter.fill(layout.superblockSector * 512, block);
+    platter.fill(layout.superblockSector * 512, block);
   }
 
   get layout() {
@@ -113,7 +135,7 @@ export class Head {
       kind: this.options.meta,
       ...(this.options.meta === 'indexed' ? { index: 0 } : {}),
       backingSizeSectors: this.data.sizeBytes / 512,
-      metaSizeSectors: this.metaPlatter.sizeBytes / 512,
+      metaSizeSectors: this.disks[0]!.meta.sizeBytes / 512,
     });
   }
 
@@ -137,7 +159,7 @@ export class Head {
         self: { host: this.name, port: PORT },
         peer: { host: this.peerName, port: PORT },
         net: options.net,
-        volumes: [options.volume],
+        volumes: this.disks.map((_disk, number) => ({ ...options.volume, number, minor: number })),
       },
       {
         memory,
@@ -150,6 +172,7 @@ export class Head {
         onEvent: (event) => {
           this.log.push(`${world.nowMs.toFixed(3)} ${this.name} ${describeEvent(event)}`);
           if (this.log.length > 400) this.log.shift();
+          if (event.kind === 'state' && event.to.includes('conn(')) this.linkChanges++;
           this.onEvent(event);
         },
       },
@@ -164,17 +187,18 @@ export class Head {
     this.world.after(100, process, () => this.tick());
   }
 
-  attach(done: (code: number, reason: string) => void): void {
+  attach(done: (code: number, reason: string) => void, volume = 0): void {
     const { world, process, memory, options } = this;
-    const data = new SimFile(world, process, memory!, this.prng.fork(), this.data, options.disk);
-    this.dataFile = data;
+    const disk = this.disks[volume]!;
+    const data = new SimFile(world, process, memory!, this.prng.fork(), disk.data, options.disk);
+    disk.dataFile = data;
     const meta =
-      this.metaPlatter === this.data
+      disk.meta === disk.data
         ? data
-        : new SimFile(world, process, memory!, this.prng.fork(), this.metaPlatter, options.metaDisk);
-    this.metaFile = meta;
+        : new SimFile(world, process, memory!, this.prng.fork(), disk.meta, options.metaDisk);
+    disk.metaFile = meta;
     this.runtime!.attach(
-      0,
+      volume,
       { data, meta, metaKind: options.meta, ...(options.meta === 'indexed' ? { metaIndex: 0 } : {}) },
       done,
     );
@@ -184,8 +208,10 @@ export class Head {
   crash(): void {
     this.process.alive = false;
     this.runtime = undefined;
-    this.data.powerLoss();
-    if (this.metaPlatter !== this.data) this.metaPlatter.powerLoss();
+    for (const { data, meta } of this.disks) {
+      data.powerLoss();
+      if (meta !== data) meta.powerLoss();
+    }
   }
 
   /** The kernel is up again: old connections are answered with a reset. */
@@ -194,8 +220,13 @@ export class Head {
     this.start();
   }
 
+  /** Of the first volume. */
   get status() {
-    return this.runtime!.status().volumes[0]!;
+    return this.statuses[0]!;
+  }
+
+  get statuses() {
+    return this.runtime!.status().volumes;
   }
 }
 

@@ -351,11 +351,16 @@ export class Endpoint implements Connection {
   private arrive(bytes: Uint8Array): void {
     if (this.isClosed || this.gone !== undefined || !this.owner.alive) return;
     if (this.end_ + bytes.length > this.received.length) {
-      const grown = new Uint8Array((this.end_ - this.start + bytes.length) * 2 + 4096);
-      grown.set(this.received.subarray(this.start, this.end_));
-      this.end_ -= this.start;
+      const kept = this.end_ - this.start;
+      if ((kept + bytes.length) * 2 <= this.received.length) {
+        this.received.copyWithin(0, this.start, this.end_);
+      } else {
+        const grown = new Uint8Array((kept + bytes.length) * 2 + 4096);
+        grown.set(this.received.subarray(this.start, this.end_));
+        this.received = grown;
+      }
+      this.end_ = kept;
       this.start = 0;
-      this.received = grown;
     }
     this.received.set(bytes, this.end_);
     this.end_ += bytes.length;

@@ -17,6 +17,14 @@ export interface WorkloadShape {
   readonly thinkMs: number;
 }
 
+/** The moments at which a crash is most interesting. */
+export interface WorkloadListener {
+  /** A flush succeeded. */
+  flushed(): void;
+  /** A write succeeded; how the disks are here and at the peer. */
+  written(disk: string, peerDisk: string): void;
+}
+
 interface Slot {
   kind: 'idle' | 'read' | 'write' | 'zero' | 'flush';
   sector: number;
@@ -25,6 +33,8 @@ interface Slot {
   handle: number;
   /** The peer was a whole copy when this was issued: its incarnation then. */
   peerIncarnation: number;
+  /** Connections made and lost on this head when this was issued. */
+  linkChanges: number;
 }
 
 /** One application on one Primary: keeps requests in flight and judges every answer. */
@@ -39,17 +49,25 @@ export class Workload implements BlockFront {
   constructor(
     private readonly head: Head,
     private readonly peer: Head,
+    readonly volume: number,
     readonly model: SectorModel,
     private readonly prng: Prng,
     private readonly shape: WorkloadShape,
     private readonly versions: { next: number },
-    /** Called after each flush that succeeded: the moment at which a crash is most interesting. */
-    private readonly onFlushed: () => void,
+    private readonly listener: WorkloadListener,
   ) {
-    this.target = head.runtime!.blockTarget(0);
+    this.target = head.runtime!.blockTarget(volume);
     this.incarnation = head.incarnation;
     for (let index = 0; index < shape.depth; index++)
-      this.slots.push({ kind: 'idle', sector: 0, sectors: 0, payload: -1, handle: 0, peerIncarnation: 0 });
+      this.slots.push({
+        kind: 'idle',
+        sector: 0,
+        sectors: 0,
+        payload: -1,
+        handle: 0,
+        peerIncarnation: 0,
+        linkChanges: 0,
+      });
   }
 
   /** @returns 0 or an errno, as open(2) of the device would */
@@ -85,25 +103,31 @@ export class Workload implements BlockFront {
     this.target.close(true);
   }
 
-  private issueSoon(index: number): void {
-    this.head.world.after(this.prng.unit() * this.shape.thinkMs, this.head.process, () => {
+  private issueSoon(index: number, hasWritten = false): void {
+    const { prng, head, shape } = this;
+    // What is written is often flushed at once, as databases do.
+    const flushes = hasWritten && prng.chance(0.25);
+    // A Primary that is being synced: which of its blocks are good already is the question to ask.
+    const isTarget = head.statuses[this.volume]!.disk === 'Inconsistent';
+    const thinkMs = flushes ? 0 : prng.unit() * (isTarget ? 3 : shape.thinkMs);
+    head.world.after(thinkMs, head.process, () => {
       if (this.stopping) this.closeIfIdle();
-      else this.issue(index);
+      else this.issue(index, flushes ? 0 : isTarget && prng.chance(0.6) ? 0.3 : prng.unit());
     });
   }
 
-  private issue(index: number): void {
+  private issue(index: number, roll: number): void {
     const slot = this.slots[index]!;
     const { prng, head, target, model } = this;
     const memory = head.memory!;
-    const roll = prng.unit();
     const window = prng.pick(this.shape.windows);
     const long = prng.chance(0.03);
     slot.sectors = long ? prng.between(1, Math.min(5000, this.shape.windowSectors)) : prng.between(1, 32);
     slot.sector = window + prng.between(0, this.shape.windowSectors - slot.sectors);
-    const status = head.status;
+    const status = head.statuses[this.volume]!;
     slot.peerIncarnation =
       status.connection === 'Connected' && status.peerDisk === 'UpToDate' ? this.peer.incarnation : 0;
+    slot.linkChanges = head.linkChanges;
     const offset = slot.sector * 512;
     const length = slot.sectors * 512;
     assert(offset + length <= target.sizeBytes, 'windows lie inside the device');
@@ -146,9 +170,7 @@ export class Workload implements BlockFront {
     this.completed++;
     if (errno !== 0) {
       this.errors++;
-      const { disk } = head.status;
-      if (errno !== Errno.EIO || disk === 'UpToDate')
-        wrongData('no error with good data', `${head.name} answered ${kind} with errno ${errno}, disk ${disk}`);
+      this.checkError(slot, errno, kind);
     }
     switch (kind) {
       case 'flush':
@@ -160,13 +182,36 @@ export class Workload implements BlockFront {
         break;
       default:
         model.writeDone(slot.sector, slot.sectors, slot.handle, errno === 0);
-        if (errno === 0) this.checkReplicated(slot);
+        if (errno === 0) {
+          this.checkReplicated(slot);
+          const { disk, peerDisk } = head.statuses[this.volume]!;
+          this.listener.written(disk, peerDisk);
+        }
     }
     if (slot.payload >= 0) head.memory!.release(slot.payload);
     slot.payload = -1;
-    if (kind === 'flush' && errno === 0) this.onFlushed();
+    if (kind === 'flush' && errno === 0) this.listener.flushed();
     if (this.stopping) this.closeIfIdle();
-    else this.issueSoon(index);
+    else this.issueSoon(index, kind === 'write');
+  }
+
+  /** An error is right only if neither disk was in reach with good data from the question to the answer. */
+  private checkError(slot: Slot, errno: number, kind: Slot['kind']): void {
+    const { head, peer, volume } = this;
+    const { disk, peerDisk, connection } = head.statuses[volume]!;
+    const peerHasIt =
+      slot.peerIncarnation !== 0 &&
+      slot.peerIncarnation === peer.incarnation &&
+      slot.linkChanges === head.linkChanges &&
+      connection === 'Connected' &&
+      peerDisk === 'UpToDate' &&
+      peer.isRunning &&
+      peer.statuses[volume]!.disk === 'UpToDate';
+    if (errno !== Errno.EIO || disk === 'UpToDate' || peerHasIt)
+      wrongData(
+        'no error with good data',
+        `${head.name}/${volume} answered ${kind} with errno ${errno}, disk ${disk}, peer's ${peerDisk}`,
+      );
   }
 
   private checkRead(slot: Slot): void {
@@ -177,17 +222,18 @@ export class Workload implements BlockFront {
       if (!this.model.isLegal(sector, version, slot.handle))
         wrongData(
           'reads return a legal value',
-          `${this.head.name} sector ${sector} read as ${version}: ${this.model.describe(sector)}`,
+          `${this.head.name}/${this.volume} sector ${sector} read as ${version}: ${this.model.describe(sector)}`,
         );
     }
   }
 
   private checkReplicated(slot: Slot): void {
-    const { peer, head } = this;
-    const { connection, peerDisk } = head.status;
+    const { peer, head, volume } = this;
+    const { connection, peerDisk } = head.statuses[volume]!;
     const isWhole = connection === 'Connected' && peerDisk === 'UpToDate';
     if (!isWhole || slot.peerIncarnation === 0 || slot.peerIncarnation !== peer.incarnation || !peer.isRunning) return;
-    if (peer.status.disk !== 'UpToDate' || peer.status.connection !== 'Connected') return;
-    checkReplicatedBeforeReply(peer, this.model, slot.sector, slot.sectors);
+    const there = peer.statuses[volume]!;
+    if (there.disk !== 'UpToDate' || there.connection !== 'Connected') return;
+    checkReplicatedBeforeReply(peer, volume, this.model, slot.sector, slot.sectors);
   }
 }

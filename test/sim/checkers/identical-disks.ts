@@ -2,8 +2,12 @@ import { wrongData } from '../failure.js';
 import type { Head } from '../head.js';
 
 /** Two connected UpToDate disks, once quiet, hold the same bytes. */
-export function checkIdenticalDisks(alpha: Head, beta: Head): void {
-  const length = alpha.status.sizeBytes;
-  const at = alpha.data.firstDifference(beta.data, length);
-  if (at >= 0) wrongData('identical disks', `alpha and beta differ at byte ${at} (sector ${Math.floor(at / 512)})`);
+export function checkIdenticalDisks(alpha: Head, beta: Head, volume: number): void {
+  const length = alpha.statuses[volume]!.sizeBytes;
+  const at = alpha.disks[volume]!.data.firstDifference(beta.disks[volume]!.data, length);
+  if (at >= 0)
+    wrongData(
+      'identical disks',
+      `volume ${volume}: alpha and beta differ at byte ${at} (sector ${Math.floor(at / 512)})`,
+    );
 }

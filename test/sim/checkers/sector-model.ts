@@ -109,8 +109,8 @@ export class SectorModel {
   powerLost(): void {
     const now = this.time++;
     this.readsInFlight.clear();
-    for (const [sector, entries] of this.sectors) {
-      this.prune(sector, entries);
+    for (const [sector, all] of this.sectors) {
+      const entries = this.prune(sector, all);
       if (entries.length > 1) this.anything.add(sector);
       for (const entry of entries) {
         entry.acked = now;
@@ -119,12 +119,14 @@ export class SectorModel {
     }
   }
 
-  private prune(sector: number, entries: Entry[]): void {
+  /** @returns what is left */
+  private prune(sector: number, entries: Entry[]): Entry[] {
     const horizon = Math.min(this.flushedAt, ...this.readsInFlight);
     const isDurable = (entry: Entry) =>
       entry.strong && (entry.acked <= horizon || (entry.fua && this.readsInFlight.size === 0));
-    if (entries.length < 2) return;
+    if (entries.length < 2) return entries;
     const kept = entries.filter((entry) => !entries.some((other) => isDurable(other) && other.issued > entry.acked));
     if (kept.length < entries.length) this.sectors.set(sector, kept);
+    return kept;
   }
 }
