@@ -71,6 +71,8 @@ export function parseNfsUrl(text: string, uid: number, gid: number): NfsUrl {
 /** One server, as a command sees it: connected, mounted, path walked. `demo/writer.ts` uses it too. */
 export class NfsSession {
   private readonly links: RpcLink[] = [];
+  private wasSilent = false;
+  private isRepeating = false;
 
   constructor(
     private readonly url: NfsUrl,
@@ -112,12 +114,24 @@ export class NfsSession {
     return port;
   }
 
+  /** A server that holds calls back (its export is withdrawn) is lost and back every two seconds: said once. */
+  private tellPause(message: string): void {
+    if (message.startsWith('lost')) {
+      const isSilent = message.includes('silent for');
+      this.isRepeating = isSilent && this.wasSilent;
+      this.wasSilent = isSilent;
+    }
+    if (this.isRepeating) return;
+    const hint = message.startsWith('lost') && this.wasSilent ? ' (it is there; is the export served?)' : '';
+    this.environment.err(`${this.url.host}: ${message}${hint}\n`);
+  }
+
   private caller(port: number): RpcCaller {
     const { uid, gid, host } = this.url;
     const options: RpcLinkOptions = {
       ...{ host, port, privileged: process.getuid?.() === 0 },
       ...{ connectTimeoutMs: CONNECT_TIMEOUT_MS, callTimeoutMs: this.timeoutMs, silenceMs: SILENCE_MS },
-      onPause: (message) => this.environment.err(`${host}: ${message}\n`),
+      onPause: (message) => this.tellPause(message),
     };
     const maxBytes = MAX_RECORD_BYTES;
     const link = new RpcLink(options, {

@@ -141,8 +141,7 @@ export class Engine {
       this.admin('primary', (done) => this.runtime.primary(paramsOf(params)['force'] === true, done)),
     secondary: () => this.admin('secondary', (done) => this.runtime.secondary(done)),
     connect: (params) => this.connect(paramsOf(params)['discardMyData'] === true),
-    disconnect: (params) =>
-      this.admin('disconnect', (done) => this.runtime.disconnect(paramsOf(params)['force'] === true, done)),
+    disconnect: (params) => this.disconnect(paramsOf(params)['force'] === true),
     attach: () => this.attachAll(),
     detach: (params) =>
       this.eachVolume('detach', (volume, done) =>
@@ -183,6 +182,20 @@ export class Engine {
     return this.admin('connect', (done) => this.runtime.connect({ discardMyData }, done));
   }
 
+  /**
+   * A Primary that lives on its peer's copy would be left with a device that only fails: refused as every state change
+   * to "Primary, not connected, not UpToDate" is.
+   *
+   * @see DRBD 8.4 drbd_state.c is_valid_state, drbd_nl.c conn_try_disconnect
+   */
+  private disconnect(force: boolean): Promise<object> {
+    const needsPeer = this.runtime
+      .status()
+      .volumes.some(({ role, disk, peerDisk }) => role === 'Primary' && disk !== 'UpToDate' && peerDisk === 'UpToDate');
+    if (needsPeer && !force) return Promise.reject(this.refusal('disconnect', StateResult.NoUpToDateDisk, ''));
+    return this.admin('disconnect', (done) => this.runtime.disconnect(force, done));
+  }
+
   private async eachVolume(
     what: string,
     start: (volume: number, done: (code: StateResult, reason: string) => void) => void,
@@ -209,6 +222,12 @@ export class Engine {
       case StateResult.TwoPrimaries:
         return [11, `${peer.host} is Primary. There first: drbdts secondary ${name}`];
       case StateResult.NoUpToDateDisk:
+        if (what === 'disconnect')
+          return [
+            17,
+            `This head is Primary and lives on the peer's copy: its own is not UpToDate. Wait until it is ` +
+              `(drbdts status ${name}), or let go of the role first: drbdts secondary ${name}`,
+          ];
         if (what !== 'primary')
           return [
             17,

@@ -132,6 +132,9 @@ describe.runIf(canRunHeads())('faults of a serving cluster', () => {
     const there = (await drbdts(backup, 'status')).stdout;
     expect(there).toMatch(/test-master has no disk attached/);
     expect((await drbdts(backup, 'detach', 'data')).status, 'the last good copy stays').not.toBe(0);
+    const alone = await drbdts(master, 'disconnect', 'data');
+    expect(alone.status, 'a Primary that lives on the peer stays connected').toBe(17);
+    expect(alone.stderr).toMatch(/\(-2\) Need access to UpToDate data/);
     expect((await drbdts(master, 'attach', 'data')).status).toBe(0);
     await untilInSync(master, 30_000);
     await keeper!.progress(10_000);
