@@ -120,6 +120,16 @@ describe.runIf(canRun)('with drbd.ko as the peer, under load', { timeout: 60_000
     await inStep();
   });
 
+  it('goes on when the disk of the kernel fails under a write', async () => {
+    const faults = '/sys/module/drbd/parameters';
+    await kernel.on(`cd ${faults}; echo 1 >fault_devs; echo 16 >enable_faults; echo 100 >fault_rate`);
+    await head.write(50, 100, 'faulty');
+    await head.wait('Connected UpToDate/Diskless');
+    await kernel.on(`echo 0 >${faults}/fault_rate; drbdadm attach data`);
+    await inStep();
+    expect(await kernel.on('sum_blocks 50 100 /dev/ubda')).toBe(patternSum('faulty', 100));
+  });
+
   const standAlone = () =>
     until(
       'a split brain',

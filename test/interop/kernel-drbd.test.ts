@@ -119,9 +119,10 @@ describe.runIf(canRun)('with drbd.ko as the peer', { timeout: 60_000 }, () => {
     disksAreEqual();
   });
 
-  it('crashes as Primary in mid-write, and gets back in step', async () => {
+  /** Kills every process of the head while it writes, after at least 1000 KiB. */
+  const dieInMidWrite = async (text: string) => {
     const before = (await head.state()).counters['sentKiB']!;
-    const writer = head.write(1000, 4000, 'mine').catch(() => undefined);
+    const writer = head.write(1000, 4000, text).catch(() => undefined);
     await until(
       'writes',
       10_000,
@@ -131,9 +132,36 @@ describe.runIf(canRun)('with drbd.ko as the peer', { timeout: 60_000 }, () => {
     await head.kill();
     await writer;
     await kernel.wait('WFConnection UpToDate/DUnknown');
+  };
+
+  it('is killed as Primary in mid-write, and gets back in step', async () => {
+    await dieInMidWrite('mine');
     await head.drbdts('up', 'data');
     await head.wait('Connected UpToDate/UpToDate');
     await kernel.wait('Connected UpToDate/UpToDate');
+    disksAreEqual();
+  });
+
+  it('is killed as Primary in mid-write; the kernel takes over, and its data counts', async () => {
+    await head.drbdts('primary', 'data');
+    await dieInMidWrite('never acknowledged');
+    await kernel.on('drbdadm primary data && write_blocks 10 50 over');
+    await head.drbdts('up', 'data');
+    await head.wait('Connected UpToDate/UpToDate');
+    await kernel.wait('Connected UpToDate/UpToDate');
+    expect(await head.sum(10, 50, head.data)).toBe(patternSum('over', 50));
+    disksAreEqual();
+  });
+
+  it('takes over from a Primary kernel that died, and its data counts', async () => {
+    await kernel.end('crash');
+    await head.wait('WFConnection UpToDate/DUnknown');
+    await head.drbdts('primary', 'data');
+    await head.write(20, 50, 'back');
+    kernel = await lab.bootPeer(head);
+    await head.wait('Connected UpToDate/UpToDate');
+    await kernel.wait('Connected UpToDate/UpToDate');
+    expect(await kernel.on('sum_blocks 20 50 /dev/ubda')).toBe(patternSum('back', 50));
     disksAreEqual();
   });
 });
