@@ -652,7 +652,8 @@ export class Device implements BlockTarget {
       if (request.kind === RequestKind.Write || request.kind === RequestKind.Zero)
         this.noteWritten(request.sector, request.sectors);
     } else {
-      if (request.kind === RequestKind.Read) this.markOutOfSync(request.sector, request.sectors);
+      // At once: with pass-on the disk goes on serving the blocks that are good.
+      if (request.kind !== RequestKind.Flush) this.markOutOfSync(request.sector, request.sectors);
       request.flags |= F.LocalFailed;
       if (request.kind === RequestKind.Flush) this.flushFailed(errno);
       else this.diskFailed(`errno ${errno} at sector ${request.sector} + ${request.sectors}`);
@@ -1268,7 +1269,8 @@ export class Device implements BlockTarget {
     } else if (alive && request.kind === PeerRequestKind.ChecksumRead && this.hasSameChecksum(request)) {
       this.clearOutOfSync(sector, sectors);
       this.sendAck(P_RS_IS_IN_SYNC, sector, blockIdHigh, blockIdLow, lengthBytes);
-    } else if (alive && (!isResync || this.state.peerDisk >= D.Inconsistent)) {
+    } else if (alive && (!isResync || request.ordinal === this.resyncExtents.generation)) {
+      // What was read for a resync that has ended may be older than what was written since.
       const command = isResync ? P_RS_DATA_REPLY : P_DATA_REPLY;
       resource.sendData(
         encodeDataReply(resource.scratch, command, this.volume, sector, blockIdHigh, blockIdLow, lengthBytes),
@@ -1401,10 +1403,10 @@ export class Device implements BlockTarget {
     const { resource } = this;
     const sectors = packet.sizeBytes / SECTOR_BYTES;
     this.counters.receivedSectors += sectors;
-    if (!this.hasDisk) {
+    if (!this.resync.dataReceived(packet.sector, sectors) || !this.hasDisk) {
+      // The disk failed, and the resync with it, while this was on its way.
       resource.effects.memory.release(payload);
       this.sendAck(P_NEG_ACK, packet.sector, ID_SYNCER_HIGH, ID_SYNCER_LOW, packet.sizeBytes);
-      this.resync.blockDone(packet.sector, sectors, false);
       return;
     }
     const request = resource.peerRequests.allocate(packet.sector, sectors);
@@ -2230,7 +2232,7 @@ export class Device implements BlockTarget {
     this.peerSizes = undefined;
     this.considerResync = false;
     this.exchange.reset();
-    this.resync.reset();
+    this.resync.linkLost();
     this.resyncExtents.clear();
     this.peerReads.removeIf((request) => {
       this.counters.unacked--;

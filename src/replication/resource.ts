@@ -643,7 +643,6 @@ export class Resource {
       case P_RS_DATA_REPLY:
         decodeData(context, command, view, at, length, packet);
         checkInsideDevice(packet.sector, packet.sizeBytes, device.sizeSectors);
-        device.resync.dataReceived(packet.sector, packet.sizeBytes / 512);
         device.receiveResyncData(packet, this.takeIncoming());
         this.checkReadingPause();
         return;

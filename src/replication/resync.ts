@@ -44,6 +44,8 @@ export class Resync {
   /** Asked for and not answered: sectors by first sector. */
   private readonly outstanding = new Map<number, number>();
   private outstandingSectors = 0;
+  /** Asked for by a resync that has ended since: answers may still be on their way. */
+  private readonly abandoned = new Map<number, number>();
   /** Received and being written. */
   private writing = 0;
   /** Extent the position stands in that was refused because it is in use; it refuses writes meanwhile. */
@@ -76,6 +78,8 @@ export class Resync {
   /** The state becomes SyncSource or SyncTarget next. */
   begin(nowMs: number): void {
     this.reset();
+    // What the source had sent before it named this resync has arrived.
+    this.abandoned.clear();
     this.totalBits = this.device.outOfSyncBits;
     this.startedMs = nowMs;
     this.markMs.fill(nowMs);
@@ -113,9 +117,17 @@ export class Resync {
   stopped(): void {
     if (!this.isRunning) return;
     const { device } = this;
+    for (const [sector, sectors] of this.outstanding) this.abandoned.set(sector, sectors);
+    device.counters.pending -= this.outstanding.size;
     this.reset();
     device.resyncExtents.clear();
     device.extentsReleased();
+  }
+
+  /** The connection is gone, and with it every answer. */
+  linkLost(): void {
+    this.reset();
+    this.abandoned.clear();
   }
 
   paused(isPaused: boolean, nowMs: number): void {
@@ -275,11 +287,17 @@ export class Resync {
     return bits;
   }
 
-  /** P_RS_DATA_REPLY arrived. @throws ProtocolError for data nobody asked for */
-  dataReceived(sector: number, sectors: number): void {
+  /**
+   * P_RS_DATA_REPLY arrived.
+   * @returns false if it belongs to a resync that has ended: it must not be written
+   * @throws ProtocolError for data nobody asked for
+   */
+  dataReceived(sector: number, sectors: number): boolean {
+    if (this.abandoned.get(sector) === sectors && this.abandoned.delete(sector)) return false;
     this.take(sector, sectors);
     this.sectorsIn += sectors;
     this.writing++;
+    return true;
   }
 
   private take(sector: number, sectors: number): void {
@@ -305,6 +323,7 @@ export class Resync {
 
   /** P_NEG_RS_DREPLY or P_RS_CANCEL instead of data. */
   refused(sector: number, sectors: number, failed: boolean): void {
+    if (this.abandoned.get(sector) === sectors && this.abandoned.delete(sector)) return;
     if (!this.isRunning) return;
     this.take(sector, sectors);
     if (failed) this.failedBits += Math.ceil(sectors / SECTORS_PER_BIT);
