@@ -234,6 +234,8 @@ export class Workload implements BlockFront {
     if (!isWhole || slot.peerIncarnation === 0 || slot.peerIncarnation !== peer.incarnation || !peer.isRunning) return;
     const there = peer.statuses[volume]!;
     if (there.disk !== 'UpToDate' || there.connection !== 'Connected') return;
+    // A dying disk may have forgotten it since.
+    if (peer.disks[volume]!.data.isFaulty) return;
     checkReplicatedBeforeReply(peer, volume, this.model, slot.sector, slot.sectors);
   }
 }
