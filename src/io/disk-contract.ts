@@ -5,8 +5,10 @@ const SECTOR_BYTES = 512;
 const MAX_COOKIE = 2 ** 31 - 1;
 
 /**
- * The contract of a BlockFile, checked on both sides of every operation: whole sectors inside the file, aligned where the
- * file asks for it, each operation finished exactly once, none after `close`. Always on: a request to the wrong place is
+ * The contract of a BlockFile, checked on both sides of every operation: whole sectors inside the file, aligned where
+ * the
+ * file asks for it, each operation finished exactly once, none after `close`. Always on: a request to the wrong place
+ * is
  * worse than a stopped process.
  */
 export function withContract(file: BlockFile): BlockFile {

@@ -76,7 +76,9 @@ export interface NativeAddon {
   setIoFlusher(): number;
 }
 
-/** Seen from `src/io` or `dist/io`, from a bundle in `build/`, or from a folder below that when tests are compiled too. */
+/**
+ * Seen from `src/io` or `dist/io`, from a bundle in `build/`, or from a folder below that when tests are compiled too.
+ */
 const ADDON =
   [1, 2, 3, 4]
     .map((depth) => `${'../'.repeat(depth)}native/drbdts.node`)

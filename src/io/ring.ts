@@ -161,7 +161,8 @@ export interface BlockFile {
   /** Everything whose `done` was called before is on stable storage afterwards (fdatasync). */
   flush(cookie: number): void;
   /**
-   * Where the next data (or the next hole) at or after `offsetBytes` begins; the size where there is none, a negative number
+   * Where the next data (or the next hole) at or after `offsetBytes` begins; the size where there is none, a negative
+   * number
    * where nobody can say. Holes read as zeroes. Immediate; no data is read.
    */
   seek?(offsetBytes: number, what: 'data' | 'hole'): number;

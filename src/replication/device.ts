@@ -378,7 +378,8 @@ export class Device implements BlockTarget {
   }
 
   /**
-   * Which parts of a range the own disk holds no data for (they read as zeroes). Advice, as NBD's base:allocation is: only
+   * Which parts of a range the own disk holds no data for (they read as zeroes). Advice, as NBD's base:allocation is:
+   * only
    * an UpToDate disk is asked, for what is being synced is not known to be zero.
    */
   blockStatus(offsetBytes: number, lengthBytes: number, runs: AllocationRuns): void {
