@@ -177,7 +177,7 @@ impl Pool {
         let pages = length >> PAGE_SHIFT;
         let control_bytes = pages * 4 + MAGAZINE_ORDERS * MAGAZINE_WORDS * 4 + pages;
         let base = map_anonymous(length);
-        // Payloads of 1 MiB are copied about a tenth faster with fewer, larger pages. A refusal only costs that.
+        // Payloads of 1 MiB are copied somewhat faster with fewer, larger pages. A refusal only costs that.
         // SAFETY: advice about our own fresh mapping.
         unsafe { libc::madvise(base.cast(), length, libc::MADV_HUGEPAGE) };
         let mut registry = REGISTRY.lock().expect("never poisoned: panics abort");
