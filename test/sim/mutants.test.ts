@@ -1,24 +1,36 @@
 import { describe, expect, it } from 'vitest';
 import type { Mutations } from '../../src/replication/effects.js';
 import { EXIT_NO_CONVERGENCE, EXIT_WRONG_DATA } from './failure.js';
-import { simulate } from './simulation.js';
+import { type Setup, simulate } from './simulation.js';
 
-/** Each deliberate mistake, and the most seeds it may survive. */
-const MUTANTS: readonly { readonly name: keyof Mutations; readonly seeds: number }[] = [
+interface Mutant {
+  readonly name: keyof Mutations;
+  /** The most seeds it may survive. */
+  readonly seeds: number;
+  /** Faults in which it shows; without, whatever the seeds bring. */
+  readonly setup?: Setup;
+}
+
+/** Each deliberate mistake. */
+const MUTANTS: readonly Mutant[] = [
   { name: 'ackBeforePeer', seeds: 10 },
   { name: 'skipActivityLog', seeds: 20 },
-  { name: 'forgetUnackedEpochs', seeds: 60 },
+  { name: 'forgetUnackedEpochs', seeds: 40, setup: { faults: ['cut', 'reset', 'crashSecondary'] } },
   { name: 'keepGeneration', seeds: 40 },
-  { name: 'barrierAckWithoutFlush', seeds: 60 },
+  { name: 'barrierAckWithoutFlush', seeds: 40, setup: { faults: ['crashSecondary', 'crashBoth'] } },
   { name: 'ignoreOverlaps', seeds: 20 },
+  { name: 'flushWithoutPeer', seeds: 20, setup: { faults: ['crashBoth'] } },
+  { name: 'clearBeforeResyncWrite', seeds: 30, setup: { faults: ['detachPrimary'] } },
+  { name: 'completeBeforeRotation', seeds: 10, setup: { faults: ['reset'], parting: 'lonelyCrash' } },
+  { name: 'announceBeforeFlush', seeds: 30, setup: { faults: ['crashAfterResync'] } },
 ];
 
 describe('simulator, shown a mistake', () => {
-  for (const { name, seeds } of MUTANTS)
+  for (const { name, seeds, setup } of MUTANTS)
     it(`notices ${name} within ${seeds} seeds`, () => {
       let caught: number | undefined;
       for (let seed = 1; seed <= seeds && caught === undefined; seed++) {
-        const { exitCode } = simulate(seed, { [name]: true });
+        const { exitCode } = simulate(seed, { [name]: true }, setup);
         if (exitCode !== 0) caught = exitCode;
       }
       // An assertion (127) would mean that the mistake broke the machine instead of the promise.

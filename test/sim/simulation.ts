@@ -211,7 +211,7 @@ export class Simulation {
       [this.alpha, plan()],
       [this.beta, plan()],
     ]);
-    const windowSectors = prng.pick([16, 64, 256, 2048, 5000]) + 32;
+    const windowSectors = prng.pick(isLarge ? [256, 2048, 5000] : [16, 64, 256, 2048, 5000]) + 32;
     const sectors = Math.floor(this.alpha.layout.capacitySectors);
     const count = isLarge ? Math.ceil(sectors / EXTENT_SECTORS) : prng.between(1, 6);
     const windows = Array.from({ length: count }, (_, index) => {
@@ -723,7 +723,9 @@ export class Simulation {
     this.crashFollower = 'no';
     const { incarnation } = head;
     this.world.after(this.prng.unit() * (isTarget ? 60 : 10), undefined, () => {
-      if (head.incarnation === incarnation && head.isRunning && head !== this.leader) this.crash(head);
+      if (head.incarnation !== incarnation || !head.isRunning || head === this.leader) return;
+      if (!isTarget && this.isCopyWhole() && this.prng.chance(0.5)) this.crashBoth(true);
+      else this.crash(head);
     });
   }
 
@@ -808,13 +810,13 @@ export class Simulation {
     this.plans.get(head)!.restartAtMs = this.world.nowMs + this.prng.between(10, 4000);
   }
 
-  private crashBoth(): void {
+  private crashBoth(mustTakeOver = false): void {
     const { leader } = this;
     const follower = this.other(leader);
     if (!leader.isRunning || !follower.isRunning) return;
     const leaderLostDisk = this.hasLeftItsData(leader) && this.hasData(follower);
     // The other head may be the one that comes back, or comes back first: what was flushed is on both.
-    const isOtherChosen = this.isCopyWhole() && this.prng.chance(0.5);
+    const isOtherChosen = this.isCopyWhole() && (mustTakeOver || this.prng.chance(0.5));
     this.say(`both crash${isOtherChosen ? `, ${follower.name} takes over` : ''}`);
     this.leaderGone();
     follower.crash();
