@@ -2219,6 +2219,7 @@ export class Device implements BlockTarget {
       return;
     }
     const link = this.resource.linkNumber;
+    metadata.superblock.flags |= MDF_CONSISTENT | MDF_WAS_UP_TO_DATE;
     metadata.writeSuperblock((ok) => {
       // Durable before it is announced: a target that says it is UpToDate must still be so after a crash.
       if (!ok || link !== this.resource.linkNumber || this.state.connection <= C.Connected) return;

@@ -48,10 +48,6 @@ export interface Mutations {
   readonly completeBeforeRotation?: boolean;
   /** Evict extents from the activity log without writing their bitmap pages first. */
   readonly skipEvictedPages?: boolean;
-  /** Evict extents from the activity log, and write cleared bits, without flushing the data first. */
-  readonly forgetUnflushed?: boolean;
   /** Say that a resynced disk is UpToDate before its cache is flushed. */
   readonly announceBeforeFlush?: boolean;
-  /** Set all bits without the flag that makes a crash in between set them again. */
-  readonly noFullSyncFlag?: boolean;
 }

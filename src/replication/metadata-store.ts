@@ -357,7 +357,7 @@ export class MetadataStore {
   setAllBits(then: WhenDurable = () => {}): void {
     this.bulkInProgress++;
     this.bitmap.setAll();
-    if (!this.mutations.noFullSyncFlag) this.superblock.flags |= MDF_FULL_SYNC;
+    this.superblock.flags |= MDF_FULL_SYNC;
     this.writeSuperblock(() => {
       this.writeChangedPages((ok) => {
         this.bulkInProgress--;
@@ -418,8 +418,7 @@ export class MetadataStore {
           else written(Errno.EIO);
         };
         // A cleared bit says that the block is good here: it must be so on the platter before the bitmap says it there.
-        if (mayHaveCleared && !this.mutations.forgetUnflushed && this.hooks.needsFlush([], true))
-          this.hooks.flush(write);
+        if (mayHaveCleared && this.hooks.needsFlush([], true)) this.hooks.flush(write);
         else write(true);
       }
       if (inFlight > 0 || (failure === 0 && next < job.pages.length)) return;
@@ -466,7 +465,7 @@ export class MetadataStore {
       });
     };
     // What was written to an extent must survive a power loss before the log forgets the extent.
-    if (!this.mutations.forgetUnflushed && this.hooks.needsFlush(evicted, false)) this.hooks.flush(go);
+    if (this.hooks.needsFlush(evicted, false)) this.hooks.flush(go);
     else go(true);
   }
 
