@@ -171,7 +171,7 @@ export class SimNetwork implements Network {
     world.after(options.timeoutMs, this.owner, () => answer(undefined, Errno.ETIMEDOUT));
     there.carry(() => {
       const listener = this.fabric.listeners.get(`${host}:${port}`);
-      if (!listener || !listener.owner.alive || !this.owner.alive || answered) {
+      if (!listener?.owner.alive || !this.owner.alive || answered) {
         back.carry(() => answer(undefined, ECONNREFUSED));
         return;
       }
