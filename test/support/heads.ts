@@ -7,7 +7,7 @@
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 
 export interface Result {
   readonly status: number;
@@ -70,7 +70,7 @@ mount -t proc proc proc
 mount -t sysfs sysfs sys
 mount -t tmpfs run run
 mount -t tmpfs tmp tmp
-mkdir -p run/lock
+mkdir -p run/lock ".$3"
 mount --bind "$3" ".$3"
 hostname "$name"
 ip link set lo up
@@ -197,7 +197,8 @@ export class Cluster {
 
   static async create(options: ClusterOptions): Promise<Cluster> {
     const directory = mkdtempSync(join(process.env['DRBDTS_SCRATCH'] || tmpdir(), 'drbdts-heads-'));
-    const machine = (name: string) => new Machine(name, join(directory, name), options.projectDirectory);
+    const projectDirectory = resolve(options.projectDirectory);
+    const machine = (name: string) => new Machine(name, join(directory, name), projectDirectory);
     const cluster = new Cluster(
       directory,
       machine('test-master'),
