@@ -155,7 +155,7 @@ export class Simulation {
   ) {
     const prng = new Prng(seed);
     this.prng = prng;
-    const isLarge = setup.isLarge ?? prng.chance(0.15);
+    const isLarge = setup.isLarge ?? prng.chance(0.1);
     const volumes = !isLarge && !setup.parting && prng.chance(0.2) ? 2 : 1;
     this.onIoError = prng.pick(['detach', 'detach', 'pass-on', 'call-local-io-error']);
     const dataBytes = isLarge
