@@ -30,9 +30,10 @@ const MUTANTS: readonly Mutant[] = [
 
 describe('simulator, shown a mistake', () => {
   for (const { name, from = 1, seeds, setup } of MUTANTS)
-    it(`notices ${name} within ${seeds} seeds`, () => {
+    it(`notices ${name} within ${seeds} seeds`, async () => {
       let caught: number | undefined;
       for (let seed = from; seed < from + seeds && caught === undefined; seed++) {
+        await new Promise((resolve) => setImmediate(resolve));
         const { exitCode } = simulate(seed, { [name]: true }, setup);
         if (exitCode !== 0) caught = exitCode;
       }
