@@ -5,7 +5,7 @@ NATIVE_SOURCES := $(shell find native -name '*.rs' -not -path '*/target/*') nati
 SOURCES := $(shell find src -name '*.ts') tsconfig.json tsconfig.build.json package.json
 ESBUILD := npx --no-install esbuild --bundle --platform=node --format=esm --packages=external --log-level=warning
 
-.PHONY: help deps tools demo-tools build check test demo bench sim clean
+.PHONY: help deps tools demo-tools build lint check test demo bench sim clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -30,9 +30,12 @@ build/dist.stamp: $(SOURCES) | node_modules/.package-lock.json
 
 build: build/native.stamp build/dist.stamp ## build the addon and the program (bin/drbdts)
 
-check: deps ## types, format, lint and the tidy test
-	npm run --silent typecheck
-	npm run --silent lint
+lint: deps
+	@echo "== types, format, lint"
+	@npm run --silent typecheck
+	@npm run --silent lint
+
+check: lint ## types, format, lint and the tidy test
 	npx --no-install vitest run test/tidy.test.ts
 
 # Debian packages: installed when root and missing; otherwise the tests that need them are skipped, counted and named.
@@ -42,7 +45,7 @@ tools:
 demo-tools:
 	@test/support/install-tools demo
 
-test: tools build ## install what the tests need, build, run every test
+test: tools build lint ## install what the tests need, build, run every test
 	@test/support/run-tests
 
 demo: demo-tools build ## two heads, a client, a killed head, and that nothing was lost

@@ -108,7 +108,7 @@ describe.runIf(hasTools)('the engine over NBD', () => {
       client.stdout.once('data', () => resolve());
       client.once('exit', () => reject(new Error('nbdsh ended')));
     });
-    await expect(call('secondary')).rejects.toThrow(/\(-12\) Device is held open by someone[^]*1 NBD client/);
+    await expect(call('secondary')).rejects.toThrow(/\(-12\) Device is held open by someone[\s\S]*1 NBD client/);
     const gone = new Promise((resolve) => client.once('exit', resolve));
     client.kill('SIGKILL');
     await gone;
